@@ -1,0 +1,1 @@
+"""The workstation: distilling teachers into students, fine-tuning heads, exporting bundles."""

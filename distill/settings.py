@@ -1,0 +1,98 @@
+"""Recipes: strict settings from YAML with ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.objectives.features import FeatureWeights
+from edge_runtime.errors import InputError
+
+S = TypeVar("S", bound="TrainSettings")
+
+
+class TrainSettings(BaseModel):
+    """What every training run has. Sizes are (height, width) in pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1)
+    size: tuple[int, int] = (224, 288)
+    final_size: tuple[int, int] | None = None
+    final_epochs: int = Field(0, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.02, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
+    clip: float = Field(3.0, gt=0)
+    ema: float = Field(0.99, ge=0, lt=1)
+    precision: str = "32-true"
+    workers: int = Field(1, ge=0)
+    seed: int = 0
+    probe_every: int = Field(5, ge=1, description="epochs")
+    checkpoint_every: int = Field(50, ge=1, description="steps")
+    min_scale: float = Field(0.4, gt=0, le=1, description="smallest crop, as share of the area")
+    neck_width: int = 96
+    head_width: int = 96
+    head_depth: int = 2
+
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Input size of an epoch: the last ``final_epochs`` may be at a higher resolution."""
+        late = self.final_size is not None and epoch >= self.epochs - self.final_epochs
+        return self.final_size if late and self.final_size else self.size
+
+
+class DistillSettings(TrainSettings):
+    """Settings of ``distill``."""
+
+    terms: FeatureWeights = FeatureWeights()
+    views: int = Field(4, ge=1, description="cached views per image")
+    tap: int = Field(8, description="stride of the neck map that is matched: 8 or 16")
+
+
+class FinetuneSettings(TrainSettings):
+    """Settings of ``finetune``."""
+
+    freeze: float = Field(0.15, ge=0, le=1, description="share of epochs with the trunk frozen")
+    trunk_lr: float = Field(0.3, gt=0, description="trunk learning rate relative to the heads'")
+    detection_weight: float = Field(0.3, ge=0)
+    class_balance: float = Field(0.5, ge=0, le=1, description="exponent on inverse frequency")
+
+
+def load_settings(cls: type[S], recipe: Path | None, overrides: list[str]) -> S:
+    """Reads a YAML recipe, applies ``key=value`` pairs and validates strictly.
+
+    Raises:
+        InputError: unreadable recipe, malformed override, unknown key (names the nearest) or value.
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        try:
+            values = yaml.safe_load(recipe.read_text()) or {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {recipe} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"recipe {recipe} must be a mapping of settings")
+    for pair in overrides:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"{pair!r} is not KEY=VALUE")
+        target = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = yaml.safe_load(value)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            near = difflib.get_close_matches(name, cls.model_fields, 1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+            lines.append(f"{name}: {item['msg']}{hint}")
+        raise InputError("wrong settings: " + "; ".join(lines)) from error

@@ -1,0 +1,349 @@
+"""The student network: a timm trunk with adapter points, a light pyramid neck and two heads.
+
+Torch and timm are needed here and nowhere else on the robot; only training, export and on-device
+refinement import this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_runtime.bundle import AdapterPointSpec, StudentSpec
+from edge_runtime.errors import InputError
+
+TASKS = ("detection", "segmentation")
+_ADAPTED_REDUCTION = 8  # adapter points go down to this stride
+_STATISTICS_STRIDE = 8  # statistics are taken on a grid of about this stride of the input
+_STEM_NAMES = ("act1", "bn1", "stem", "stem_0")  # where timm families end their stem
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _separable(inputs: int, outputs: int) -> nn.Sequential:
+    """Depthwise 3x3 followed by pointwise 1x1, each with batch norm and ReLU."""
+    return nn.Sequential(_conv(inputs, inputs, 3, groups=inputs), _conv(inputs, outputs))
+
+
+@dataclass
+class _AdapterFeed:
+    """What the hooks of one forward pass read and write; empty between passes."""
+
+    scale_shift: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    statistics: list[Tensor] = field(default_factory=list)
+    collect: bool = False
+
+
+class _AdapterPoint:
+    """The forward hook of one point. An object, so that a deep copy of the trunk gets its own."""
+
+    def __init__(self, feed: _AdapterFeed, index: int) -> None:
+        self.feed, self.index, self.stride = feed, index, 1
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        if self.feed.collect:
+            step = max(1, _STATISTICS_STRIDE // self.stride)
+            sample = output[:, :, step // 2 :: step, step // 2 :: step]
+            mean = sample.mean(dim=(0, 2, 3))
+            square = (sample * sample).mean(dim=(0, 2, 3))
+            self.feed.statistics.append(torch.cat([mean, (square - mean * mean).clamp_min(0)]))
+        if self.feed.scale_shift:
+            scale, shift = self.feed.scale_shift[self.index]
+            output = output * scale + shift
+        return output
+
+
+class Trunk(nn.Module):
+    """A timm ``features_only`` trunk with a scale and a shift per channel at each adapter point.
+
+    The points are realised as forward hooks so that the trunk keeps timm's parameter names and
+    any of its checkpoints load unchanged.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            self.body = timm.create_model(name, features_only=True, pretrained=False)
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"student trunk {name!r} cannot give a feature pyramid ({error}); choose a timm "
+                "model with features_only support, for instance mobilenetv4_conv_small"
+            ) from error
+        info = self.body.feature_info
+        reductions, channels = info.reduction(), info.channels()
+        if max(reductions) < 32 or 8 not in reductions:
+            raise InputError(
+                f"student trunk {name!r} has strides {reductions}; strides 8, 16 and 32 are needed"
+            )
+        self.levels = [reductions.index(r) for r in (4, 8, 16, 32)]
+        self.channels = [channels[i] for i in self.levels]
+        config = self.body.default_cfg if hasattr(self.body, "default_cfg") else {}
+        config = config or timm.get_pretrained_cfg(name).to_dict()
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255, False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255, False)
+        self._feed = _AdapterFeed()
+        self.points: list[AdapterPointSpec] = []
+        self._find_points()
+
+    def _find_points(self) -> None:
+        children = dict(self.body.named_children())
+        stem = next((n for n in _STEM_NAMES if n in children), None)
+        early = [
+            f["module"] for f in self.body.feature_info if f["reduction"] <= _ADAPTED_REDUCTION
+        ]
+        modules = ([stem] if stem else []) + [m for m in early if m not in _STEM_NAMES]
+        found: dict[str, tuple[int, int]] = {}
+
+        def measure(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+            return lambda _m, _i, out: found.update({name: (out.shape[1], 64 // out.shape[2])})
+
+        handles = [self._module(n).register_forward_hook(measure(n)) for n in modules]
+        self.body.eval()
+        with torch.no_grad():
+            self.body(torch.zeros(1, 3, 64, 64))
+        self.body.train()
+        for handle in handles:
+            handle.remove()
+        self.points = [AdapterPointSpec(name=n, channels=found[n][0]) for n in modules]
+        for index, name in enumerate(modules):
+            point = _AdapterPoint(self._feed, index)
+            point.stride = found[name][1]
+            self._module(name).register_forward_hook(point)
+
+    def _module(self, name: str) -> nn.Module:
+        try:
+            return self.body.get_submodule(name)
+        except AttributeError:
+            return self.body.get_submodule(name.replace(".", "_"))
+
+    @property
+    def adapter_size(self) -> int:
+        """Length A of the adapter vector: a scale and a shift per channel and point."""
+        return 2 * sum(p.channels for p in self.points)
+
+    def forward(
+        self, image: Tensor, adapter: Tensor | None = None, statistics: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Features at strides 4, 8, 16 and 32, and the statistics if asked for.
+
+        Args:
+            image: uint8 or float [B, H, W, 3], RGB in 0..255.
+            adapter: float32 [A], per point scale then shift; None means as trained.
+            statistics: whether to return per point mean and variance, float32 [A].
+        """
+        x = image.float().permute(0, 3, 1, 2)
+        x = (x - self.mean) / self.std
+        feed = self._feed
+        feed.collect = statistics
+        if adapter is not None:
+            sizes = [p.channels for p in self.points for _ in range(2)]
+            parts = [p.view(1, -1, 1, 1) for p in torch.split(adapter, sizes)]
+            feed.scale_shift = list(zip(parts[::2], parts[1::2], strict=True))
+        try:
+            features = self.body(x)
+            taken = torch.cat(feed.statistics) if statistics else None
+        finally:
+            feed.scale_shift, feed.statistics, feed.collect = [], [], False
+        return [features[i] for i in self.levels], taken
+
+
+class Neck(nn.Module):
+    """Top-down feature pyramid (Lin et al. 2017) of separable convolutions with global context."""
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(_conv(c, width) for c in channels)
+        self.context = nn.Conv2d(channels[-1], width, 1)
+        self.smooth = nn.ModuleList(_separable(width, width) for _ in channels)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps [B, width, h, w] at strides 4, 8, 16 and 32 from the trunk's at the same strides."""
+        lateral = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
+        top = lateral[-1] + self.context(features[-1].mean(dim=(2, 3), keepdim=True))
+        merged = [top]
+        for finer in reversed(lateral[:-1]):
+            up = F.interpolate(merged[0], size=finer.shape[-2:], mode="nearest")
+            merged.insert(0, finer + up)
+        return [conv(m) for conv, m in zip(self.smooth, merged, strict=True)]
+
+
+class DetectionHead(nn.Module):
+    """Anchor-free, convolution-only head on strides 8, 16, 32 (FCOS, Tian et al. 2019; decoupled
+    towers per level as in YOLOX, Ge et al. 2021). The class score doubles as localisation quality
+    (Generalized Focal Loss, Li et al. 2020), so there is no centreness branch."""
+
+    strides = (8, 16, 32)
+
+    def __init__(self, inputs: int, width: int, depth: int, classes: int) -> None:
+        super().__init__()
+
+        def tower() -> nn.Sequential:
+            return nn.Sequential(
+                *(_separable(inputs if i == 0 else width, width) for i in range(depth))
+            )
+
+        levels = len(self.strides)
+        self.class_tower = nn.ModuleList(tower() for _ in range(levels))
+        self.box_tower = nn.ModuleList(tower() for _ in range(levels))
+        self.classes = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in range(levels))
+        self.boxes = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in range(levels))
+        for conv in self.classes:
+            nn.init.constant_(conv.bias, -4.6)  # prior probability 0.01
+        for conv in self.boxes:
+            nn.init.constant_(conv.bias, 1.5)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits [B, P, C], boxes xyxy in network pixels [B, P, 4] and point centres with
+        their stride [P, 3], over all P points of all levels."""
+        logits, boxes, points = [], [], []
+        for i, (level, stride) in enumerate(zip(pyramid[1:], self.strides, strict=True)):
+            height, width = level.shape[-2:]
+            ys = (torch.arange(height, device=level.device, dtype=torch.float32) + 0.5) * stride
+            xs = (torch.arange(width, device=level.device, dtype=torch.float32) + 0.5) * stride
+            grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
+            x, y = grid_x.reshape(-1), grid_y.reshape(-1)
+            logits.append(self.classes[i](self.class_tower[i](level)).flatten(2).transpose(1, 2))
+            sides = self.boxes[i](self.box_tower[i](level)).flatten(2).transpose(1, 2)
+            sides = F.softplus(sides.float()) * stride
+            low = torch.stack([x, y], -1) - sides[..., :2]
+            high = torch.stack([x, y], -1) + sides[..., 2:]
+            boxes.append(torch.cat([low, high], -1))
+            points.append(torch.stack([x, y, torch.full_like(x, stride)], -1))
+        return torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(points, 0)
+
+
+class SegmentationHead(nn.Module):
+    """Logits at stride 4 from the sum of all pyramid levels (semantic FPN, Kirillov et al. 2019)."""
+
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.refine = nn.Sequential(_separable(inputs, width), _separable(width, width))
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """float [B, classes, H/4, W/4]."""
+        size = pyramid[0].shape[-2:]
+        total = pyramid[0]
+        for level in pyramid[1:]:
+            total = total + F.interpolate(level, size=size, mode="bilinear", align_corners=False)
+        return self.classify(self.refine(total))
+
+
+class Student(nn.Module):
+    """Trunk, neck and the heads of the tasks it was built for.
+
+    Args:
+        trunk: timm name of the trunk.
+        classes: number of classes per task; a task that is absent has no head.
+    """
+
+    def __init__(
+        self,
+        trunk: str = "mobilenetv4_conv_small",
+        classes: dict[str, int] | None = None,
+        neck_width: int = 96,
+        head_width: int = 96,
+        head_depth: int = 2,
+    ) -> None:
+        super().__init__()
+        classes = classes or {}
+        unknown = set(classes) - set(TASKS)
+        if unknown:
+            raise InputError(f"unknown tasks {sorted(unknown)}; known are {TASKS}")
+        self.trunk = Trunk(trunk)
+        self.neck = Neck(self.trunk.channels, neck_width)
+        self.heads = nn.ModuleDict()
+        if "detection" in classes:
+            self.heads["detection"] = DetectionHead(
+                neck_width, head_width, head_depth, classes["detection"]
+            )
+        if "segmentation" in classes:
+            self.heads["segmentation"] = SegmentationHead(
+                neck_width, head_width, classes["segmentation"]
+            )
+        self.spec = StudentSpec(
+            trunk=trunk,
+            neck_width=neck_width,
+            head_width=head_width,
+            head_depth=head_depth,
+            adapter=self.trunk.points,
+        )
+
+    def pyramid(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Trunk features and neck maps at strides 4 to 32 of a uint8 image [B, H, W, 3]."""
+        features, _ = self.trunk(image)
+        return features, self.neck(features)
+
+    def forward(self, image: Tensor) -> dict[str, object]:
+        """Head outputs by task, as the losses take them."""
+        _, pyramid = self.pyramid(image)
+        return {task: head(pyramid) for task, head in self.heads.items()}
+
+
+class DeployedNetwork(nn.Module):
+    """The student as the bundle's ONNX graph: the network contract.
+
+    Args:
+        top_k: boxes kept before non-maximum suppression.
+        mask_confidence: whether to add the winning class's probability as an output.
+        adaptive: False leaves out ``adapter`` and ``statistics`` (for cost comparisons only).
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        top_k: int = 100,
+        mask_confidence: bool = False,
+        adaptive: bool = True,
+    ) -> None:
+        super().__init__()
+        self.student, self.top_k = student, top_k
+        self.mask_confidence, self.adaptive = mask_confidence, adaptive
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs in the order ``forward`` gives them."""
+        names = []
+        if "detection" in self.student.heads:
+            names += ["boxes", "scores", "labels"]
+        if "segmentation" in self.student.heads:
+            names += ["mask"] + (["mask_confidence"] if self.mask_confidence else [])
+        return names + (["statistics"] if self.adaptive else [])
+
+    def forward(self, image: Tensor, adapter: Tensor | None = None) -> tuple[Tensor, ...]:
+        """See DESIGN's network contract for names, types and shapes."""
+        features, statistics = self.student.trunk(image, adapter, statistics=self.adaptive)
+        pyramid = self.student.neck(features)
+        outputs: list[Tensor] = []
+        heads = self.student.heads
+        if "detection" in heads:
+            outputs += self._detect(*heads["detection"](pyramid)[:2])
+        if "segmentation" in heads:
+            outputs += self._segment(heads["segmentation"](pyramid))
+        if statistics is not None:
+            outputs.append(statistics)
+        return tuple(outputs)
+
+    def _detect(self, logits: Tensor, boxes: Tensor) -> list[Tensor]:
+        best, labels = logits[0].max(dim=-1)
+        scores, index = torch.topk(best, min(self.top_k, best.shape[0]))
+        return [boxes[0][index], torch.sigmoid(scores), labels[index].to(torch.int32)]
+
+    def _segment(self, logits: Tensor) -> list[Tensor]:
+        logits = F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
+        # uint8 exists in TensorRT only as a graph output: the cast comes last.
+        outputs = [logits.argmax(dim=1)[0].to(torch.uint8)]
+        if self.mask_confidence:
+            outputs.append(logits.softmax(dim=1).amax(dim=1)[0])
+        return outputs
