@@ -30,7 +30,8 @@ from pictures import (
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 h1,h2{line-height:1.2} table{border-collapse:collapse} td,th{padding:.25em .9em .25em 0;
-text-align:left;border-bottom:1px solid #ddd} td.n{text-align:right;font-variant-numeric:tabular-nums}
+text-align:left;border-bottom:1px solid #ddd}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
 .row{display:grid;grid-template-columns:repeat(4,1fr);gap:6px;margin-bottom:6px}
 .row img{width:100%;display:block} .row div{font-size:13px;color:#555}
 pre{background:#f4f4f4;padding:.7em;overflow-x:auto;font-size:12.5px} svg{margin:0 8px 8px 0}
