@@ -153,6 +153,7 @@ class Perception:
         Raises:
             RefusedError: The outputs differ from those at export by more than they may.
         """
+        self._loaded = None  # the canary overwrites the engine's adapter
         return run_canary(self.bundle, self.engine)
 
     def close(self) -> None:
