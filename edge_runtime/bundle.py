@@ -141,7 +141,10 @@ class Manifest(Spec):
 
 def identity_adapter(manifest: Manifest) -> np.ndarray:
     """The adapter that changes nothing: float32 [A], per point ones [C] and then zeros [C]."""
-    parts = [np.repeat(np.float32([1, 0]), point.channels) for point in manifest.student.adapter]
+    parts = [
+        np.repeat(np.array([1, 0], np.float32), point.channels)
+        for point in manifest.student.adapter
+    ]
     return np.concatenate([np.empty(0, np.float32), *parts])
 
 

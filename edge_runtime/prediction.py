@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import cv2
 import numpy as np
 
 from edge_runtime.bundle import ClassSpec
+from edge_runtime.datasets import Dataset
 from edge_runtime.errors import FieldsightError, InputError
 from edge_runtime.files import atomic_write_bytes, atomic_write_text
 from edge_runtime.frames import Detections, Frame, Result
+from edge_runtime.images import read_image
 from edge_runtime.perception import Perception
+from edge_runtime.sources import FrameSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,30 @@ class DatasetIds:
 
     image_ids: Mapping[str, int] = field(default_factory=dict)
     category_ids: Sequence[int] = ()
+
+
+class DatasetFrames(FrameSource):
+    """Frames of a dataset's split; frame ids are its stems. Unreadable ones are skipped.
+
+    Attributes:
+        ids: The dataset's image and category ids.
+    """
+
+    def __init__(self, dataset: Dataset, limit: int | None = None) -> None:
+        super().__init__(f"{dataset.name}:{dataset.split}", len(dataset.samples), limit)
+        self._samples = dataset.samples
+        ids = {s.stem: s.image_id for s in dataset.samples if s.image_id is not None}
+        self.ids = DatasetIds(ids, dataset.category_ids or ())
+
+    def _frames(self) -> Iterator[Frame]:
+        for sample in self._samples:
+            try:
+                image = read_image(sample.image)
+            except InputError as error:
+                self.skipped += 1
+                log.warning("skipped: %s", error)
+                continue
+            yield Frame(image, sample.image.stat().st_mtime_ns, sample.stem)
 
 
 class Overlay:
@@ -122,12 +152,11 @@ class PredictionWriter:
         self.out = out
         self._detects = "detection" in perception.tasks
         self._masks = masks and "segmentation" in perception.tasks
-        classes = [
+        self._classes, mask_classes = (
             perception.classes(task) if task in perception.tasks else []
             for task in ("detection", "segmentation")
-        ]
-        self._classes = classes[0]
-        self._overlay = Overlay(*classes) if overlays else None
+        )
+        self._overlay = Overlay(self._classes, mask_classes) if overlays else None
         self._ids = ids or DatasetIds()
         self._coco: list[dict[str, Any]] = []
         self.frames = 0
@@ -207,7 +236,9 @@ class PredictionWriter:
         ]
 
 
-def predict(perception: Perception, frames: Iterable[Frame], writer: PredictionWriter) -> int:
+def predict(
+    perception: Callable[[Frame], Result], frames: Iterable[Frame], writer: PredictionWriter
+) -> int:
     """Run perception over frames and write each result; returns the number of frames.
 
     The writer is closed also when the frames end with an error, such as a camera that vanished.

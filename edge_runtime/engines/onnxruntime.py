@@ -46,8 +46,12 @@ class OnnxRuntimeEngine:
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise BundleError(f"{model}: ONNX Runtime cannot load it: {error}") from None
         self.name = f"onnxruntime-cpu-{precision}"
-        self.inputs = {node.name: _spec(node, model) for node in self.session.get_inputs()}
-        self.outputs = {node.name: _spec(node, model) for node in self.session.get_outputs()}
+        self.inputs: Mapping[str, TensorSpec] = {
+            node.name: _spec(node, model) for node in self.session.get_inputs()
+        }
+        self.outputs: Mapping[str, TensorSpec] = {
+            node.name: _spec(node, model) for node in self.session.get_outputs()
+        }
         self._binding = self.session.io_binding()
         self._inputs = {name: _buffer(spec) for name, spec in self.inputs.items()}
         self._outputs = {name: _buffer(spec) for name, spec in self.outputs.items()}
