@@ -38,7 +38,7 @@ def write_onnx(
     if size[0] % 32 or size[1] % 32:
         raise InputError(f"network size {size[0]}x{size[1]} must be a multiple of 32 both ways")
     ready = copy.deepcopy(student).cpu().eval()
-    ready.trunk.body = reparameterize_model(ready.trunk.body)
+    ready.trunk.body = reparameterize_model(ready.trunk.body, inplace=True)
     network = DeployedNetwork(ready, top_k, mask_confidence, adaptive).eval()
     image = torch.zeros(1, *size, 3, dtype=torch.uint8)
     names = ["image"]
