@@ -46,10 +46,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def overlay_of(folder: Path, stem: str, image: np.ndarray) -> np.ndarray:
     """The overlay that `predict` drew for a frame; the plain image where there is none."""
-    for path in sorted((folder / "overlays").glob(f"*{stem}*.jpg")):
-        drawn = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if drawn is not None:
-            return np.asarray(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB))
+    path = folder / "overlays" / f"{stem}.jpg"
+    drawn = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if drawn is not None:
+        return np.asarray(cv2.cvtColor(drawn, cv2.COLOR_BGR2RGB))
     return image
 
 

@@ -64,7 +64,7 @@ def train(args: argparse.Namespace, out: Path, data: Path, teacher: str, journal
         *("fieldsight-distill", "finetune", "--data", f"{data}:train", "--val", f"{data}:val"),
         *("--student", args.student, "--encoder", out / "distilled", "--labels", args.labels),
         *("--out", out / "finetuned", *seed),
-        *(f"epochs={args.finetune_epochs}", "batch_size=8", "size=[240,320]", "probe_every=20"),
+        *(f"epochs={args.finetune_epochs}", "batch_size=8", "size=[256,320]", "probe_every=20"),
     )
     bundle = out / "student.bundle"
     journal.run(

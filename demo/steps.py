@@ -43,7 +43,8 @@ class Journal:
 
     def start(self, title: str, words: list[str], env: dict[str, str] | None = None) -> Step:
         """Announces a command and notes it."""
-        prefix = "".join(f"{key}={shlex.quote(value)} " for key, value in (env or {}).items())
+        pairs = (f"{key}={shlex.quote(value)} " for key, value in (env or {}).items())
+        prefix = "".join(relative(list(pairs)))
         step = Step(title, prefix + shlex.join(relative(words)))
         self.steps.append(step)
         print(f"\n== {title}\n$ {step.command}", flush=True)
