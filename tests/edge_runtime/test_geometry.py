@@ -72,6 +72,14 @@ def test_strong_shrinking_averages() -> None:
     assert abs(small.astype(int) - 127).max() <= 2
 
 
+def test_shrinking_in_two_steps_equals_averaging_over_fractions() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 4)
+    small = Geometry((480, 640), (224, 288)).to_network(image)
+    average = cv2.resize(image, (288, 224), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - average).max() <= 3
+
+
 def test_identity_leaves_the_image_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     np.testing.assert_array_equal(Geometry((24, 32), (24, 32)).to_network(image), image)
