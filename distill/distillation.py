@@ -24,7 +24,8 @@ from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
 from edge_runtime.student import Student
 
-TeacherPass = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
+Targets = list[tuple[Tensor, Tensor]]
+TeacherPass = Callable[[Tensor], Targets]
 _FIT_IMAGES = 64
 
 
@@ -50,9 +51,7 @@ class _Module(nn.Module):
 
 
 class _Trainee:
-    def __init__(
-        self, module: _Module, probe: Dataset | None, settings: DistillSettings
-    ) -> None:
+    def __init__(self, module: _Module, probe: Dataset | None, settings: DistillSettings) -> None:
         self.module, self.student = module, module.student
         self.data = probe
         self.frames = probe_frames(probe, settings.size) if probe is not None else []
@@ -95,7 +94,7 @@ def _cached(
     device: torch.device,
 ) -> CachedViews:
     """Opens or makes one cache per input size that the recipe uses."""
-    sizes = {tuple(settings.size_at(e)) for e in range(settings.epochs)}
+    sizes = {settings.size_at(e) for e in range(settings.epochs)}
     caches: dict[tuple[int, int], FeatureCache] = {}
     panel: TeacherPanel | None = None
     for size in sorted(sizes):
@@ -106,14 +105,19 @@ def _cached(
         if not (folder / "done.json").is_file() and panel is None:
             panel = TeacherPanel(specs, views, settings.size)
 
-        def teach(images: Tensor, panel: TeacherPanel | None = panel) -> list[tuple[Tensor, Tensor]]:
-            assert panel is not None
+        def teach(images: Tensor, panel: TeacherPanel | None = panel) -> Targets:
+            assert panel is not None, "a complete cache never asks for its teachers"
             return panel(images.to(device))
 
         with Progress() as bar:
             task = bar.add_task(f"teacher features {shown}", total=len(views) * settings.views)
             caches[size] = FeatureCache.build(
-                folder, views, size, settings.views, teach, lambda n, t=task: bar.advance(t, n)  # type: ignore[misc]
+                folder,
+                views,
+                size,
+                settings.views,
+                teach,
+                lambda n, t=task: bar.advance(t, n),  # type: ignore[misc]
             )
     return CachedViews(caches, settings, settings.seed)
 

@@ -91,7 +91,8 @@ class _Trainee:
     def groups(self) -> list[dict[str, Any]]:
         trunk = set(self.student.trunk.parameters())
         rest = [p for p in self.module.parameters() if p not in trunk]
-        return [{"params": rest}, {"params": list(self.student.trunk.parameters()), "lr": self.trunk_lr}]
+        slow = list(self.student.trunk.parameters())
+        return [{"params": rest}, {"params": slow, "lr": self.trunk_lr}]
 
     def begin_epoch(self, epoch: int) -> None:
         self.module.train()
@@ -106,8 +107,6 @@ class _Trainee:
         return {"miou": head_miou(student, self.frames, self.val)}
 
 
-
-
 def _classes(data: Dataset, tasks: list[str]) -> dict[str, list[str]]:
     offered = {"detection": data.detection_classes, "segmentation": data.segmentation_classes}
     unknown = [t for t in tasks if t not in TASKS]
@@ -115,7 +114,8 @@ def _classes(data: Dataset, tasks: list[str]) -> dict[str, list[str]]:
         raise InputError(f"unknown tasks {unknown}; known are {', '.join(TASKS)}")
     lacking = [t for t in tasks if not offered[t]]
     if lacking:
-        raise InputError(f"{data.name} has no labels for {', '.join(lacking)}; choose other --tasks")
+        names = ", ".join(lacking)
+        raise InputError(f"{data.name} has no labels for {names}; choose other --tasks")
     return {t: list(offered[t] or []) for t in TASKS if t in tasks}
 
 

@@ -49,7 +49,7 @@ class TrainSettings(BaseModel):
 class DistillSettings(TrainSettings):
     """Settings of ``distill``."""
 
-    terms: FeatureWeights = FeatureWeights()
+    terms: FeatureWeights = Field(default_factory=lambda: FeatureWeights.model_validate({}))
     views: int = Field(4, ge=1, description="cached views per image")
     tap: int = Field(8, description="stride of the neck map that is matched: 8 or 16")
 

@@ -1,4 +1,4 @@
-"""PHI standardisation of teacher features: one rotation and one scale, unit variance per channel."""
+"""PHI standardisation of teacher features: a rotation and a scale, unit variance per channel."""
 
 from __future__ import annotations
 

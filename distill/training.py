@@ -97,7 +97,9 @@ class Trainer:
     ) -> None:
         self.settings, self.out = settings, out
         self.fabric = Fabric(
-            accelerator=accelerator, devices=devices, precision=settings.precision  # type: ignore[arg-type]
+            accelerator=accelerator,
+            devices=devices,
+            precision=settings.precision,  # type: ignore[arg-type]
         )
         self.fabric.launch()
         seed_everything(settings.seed, verbose=False)
@@ -226,9 +228,7 @@ class Trainer:
             _atomic_save(state, self.out / "checkpoint.pt")
         self.fabric.barrier()
 
-    def _restore(
-        self, module: Any, optimizer: Any, average: AveragedModel, identity: Any
-    ) -> int:
+    def _restore(self, module: Any, optimizer: Any, average: AveragedModel, identity: Any) -> int:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return 0

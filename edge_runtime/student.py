@@ -224,7 +224,7 @@ class DetectionHead(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Logits at stride 4 from the sum of all pyramid levels (semantic FPN, Kirillov et al. 2019)."""
+    """Stride-4 logits from the sum of all pyramid levels (semantic FPN, Kirillov et al. 2019)."""
 
     def __init__(self, inputs: int, width: int, classes: int) -> None:
         super().__init__()

@@ -24,9 +24,9 @@ TeacherPass = Callable[[Tensor], list[tuple[Tensor, Tensor]]]
 class FeatureCache:
     """Views and their teacher features for one input size, memory-mapped.
 
-    Layout under ``root/KEY``: ``views.npy`` uint8 [V * N, H, W, 3] and per teacher ``dense_I.npy``
-    float16 [V * N, C, h, w] and ``pooled_I.npy`` float16 [V * N, C']. Row ``v * N + i`` is view v of
-    image i. A cache counts only once ``done.json`` is there: an interrupted one is made again.
+    Layout of ``folder``: ``views.npy`` uint8 [V * N, H, W, 3] and per teacher ``dense_I.npy``
+    float16 [V * N, C, h, w] and ``pooled_I.npy`` float16 [V * N, C']. Row ``v * N + i`` is view v
+    of image i. A cache counts only once ``done.json`` is there: an interrupted one is made again.
     """
 
     def __init__(self, folder: Path, count: int, views: int) -> None:

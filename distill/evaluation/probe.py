@@ -40,7 +40,9 @@ def head_miou(student: nn.Module, frames: list[tuple[Tensor, np.ndarray]], data:
 
 
 @torch.no_grad()
-def linear_miou(student: nn.Module, frames: list[tuple[Tensor, np.ndarray]], data: Dataset) -> float:
+def linear_miou(
+    student: nn.Module, frames: list[tuple[Tensor, np.ndarray]], data: Dataset
+) -> float:
     """mIoU of a ridge-regression classifier on frozen stride-8 features.
 
     Fitted on every other frame and judged on the rest.

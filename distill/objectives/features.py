@@ -54,7 +54,8 @@ class FeatureDistillation(nn.Module):
             pooled: student vector [B, P].
             targets: per teacher dense [B, C, h', w'] and pooled [B, C'].
         """
-        w, terms = self.weights, {}
+        w = self.weights
+        terms: dict[str, Tensor] = {}
         for i, (target, target_pooled) in enumerate(targets):
             at_grid = F.interpolate(
                 dense, size=target.shape[-2:], mode="bilinear", align_corners=False
@@ -70,8 +71,8 @@ class FeatureDistillation(nn.Module):
             if w.relational:
                 parts["relational"] = self._relational(out, target)
             for name, value in parts.items():
-                terms[name] = terms.get(name, 0) + value / len(targets)
-        total = sum(getattr(w, name) * value for name, value in terms.items())
+                terms[name] = terms.get(name, value.new_zeros(())) + value / len(targets)
+        total = torch.stack([getattr(w, name) * value for name, value in terms.items()]).sum()
         return {"loss": total, **terms}
 
     def _relational(self, out: Tensor, target: Tensor) -> Tensor:

@@ -86,8 +86,10 @@ class DetectionLoss(nn.Module):
         owner = best[chosen]
         aligned = metric[chosen, owner]
         peak = torch.zeros(len(truth)).to(metric).scatter_reduce_(0, owner, aligned, "amax")
-        best_iou = torch.zeros(len(truth)).to(metric).scatter_reduce_(
-            0, owner, overlap[chosen, owner], "amax"
+        best_iou = (
+            torch.zeros(len(truth))
+            .to(metric)
+            .scatter_reduce_(0, owner, overlap[chosen, owner], "amax")
         )
         quality = aligned / peak[owner].clamp_min(1e-9) * best_iou[owner]
         return chosen, owner, quality.clamp(0.05, 1.0)
