@@ -42,10 +42,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def second_epoch(args: argparse.Namespace, folder: Path, cached: bool) -> float:
     """Images a second of our second epoch, in this process."""
-    from edge_runtime.datasets import load_dataset
-
     from distill.distillation import _Trainee, distil
     from distill.settings import DistillSettings
+    from edge_runtime.datasets import load_dataset
 
     begins: list[float] = []
     begin_epoch = _Trainee.begin_epoch

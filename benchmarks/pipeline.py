@@ -116,9 +116,10 @@ def without_adapter(bundle: Bundle, path: Path) -> None:
 def node_call(bundle: Path, frame: Frame) -> tuple[Callable[[], object], Callable[[], None]]:
     """The node's own image callback on a ready message, and what shuts the node down."""
     import rclpy
-    from fieldsight.perception_node import PerceptionNode
     from rclpy.parameter import Parameter
     from sensor_msgs.msg import Image
+
+    from fieldsight.perception_node import PerceptionNode
 
     rclpy.init()
     node = PerceptionNode(parameter_overrides=[Parameter("bundle", value=str(bundle))])

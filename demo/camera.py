@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from edge_runtime.datasets import load_dataset
-from edge_runtime.files import atomic_write_text
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
+
+from edge_runtime.datasets import load_dataset
+from edge_runtime.files import atomic_write_text
 
 
 class Camera(Node):

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from edge_runtime.bundle import Bundle
 from safetensors.torch import load_file
 
 from distill.teachers import Teacher, TeacherSpec
+from edge_runtime.bundle import Bundle
 from edge_runtime.student import Student
 
 WIDTH = 320

