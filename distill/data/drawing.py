@@ -102,7 +102,7 @@ class Painter:
     def face(self, corners: np.ndarray, texture: np.ndarray) -> None:
         """A quadrangle [4, 3] (top left, top right, bottom right, bottom left seen from outside)
         with a texture uint8 [h, w, 3]; one that is turned away is left out."""
-        normal = np.cross(corners[3] - corners[0], corners[1] - corners[0])
+        normal = np.cross(corners[1] - corners[0], corners[3] - corners[0])
         if (self.camera.position - corners.mean(0)) @ normal <= 0:
             return
         pixels, depth = self.camera.project(corners)

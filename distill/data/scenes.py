@@ -283,7 +283,10 @@ def _paint_details(
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     floor, wall = stuff == FLOOR, stuff == WALL
     if rng.random() < 0.5:
-        at, colour = rng.uniform(0.2, 0.42) * room.width, random_colour(rng, [(225, 190, 50), *GREYS])
+        at, colour = (
+            rng.uniform(0.2, 0.42) * room.width,
+            random_colour(rng, [(225, 190, 50), *GREYS]),
+        )
         image[floor & (np.abs(np.abs(x) - at) < 0.05)] = colour
     if rng.random() < 0.5:
         dado = random_colour(rng, [*PAINTS, *GREYS])
@@ -371,9 +374,7 @@ def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(blurred, 0, 255).astype(np.uint8)
 
 
-def _label(
-    image: np.ndarray, stuff: np.ndarray, instances: np.ndarray, props: list[Prop]
-) -> Scene:
+def _label(image: np.ndarray, stuff: np.ndarray, instances: np.ndarray, props: list[Prop]) -> Scene:
     """Masks and boxes from the instance map; slivers are marked as not judged."""
     mask, renumbered = stuff.copy(), np.zeros_like(instances)
     boxes, labels, areas = [], [], []
