@@ -32,13 +32,16 @@ def data_uri(image: np.ndarray, quality: int = 88) -> str:
 def pca_colours(features: list[np.ndarray]) -> list[np.ndarray]:
     """Dense features as colours: the first three principal components over all images as RGB.
 
+    The components are fitted without the outermost cells, which padding sets apart.
+
     Args:
         features: per image float [C, h, w].
 
     Returns:
         Per image uint8 [h, w, 3].
     """
-    tokens = np.concatenate([f.reshape(len(f), -1).T for f in features]).astype(np.float64)
+    inner = [f[:, 1:-1, 1:-1] for f in features]
+    tokens = np.concatenate([f.reshape(len(f), -1).T for f in inner]).astype(np.float64)
     mean = tokens.mean(0)
     _, _, directions = np.linalg.svd(tokens - mean, full_matrices=False)
     axes = directions[:3].T

@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=240, help="synthetic scenes, train and val")
     parser.add_argument("--labels", default="40", help="labelled images to fine-tune on")
     parser.add_argument("--student", default="mobilenetv4_conv_small")
-    parser.add_argument("--distill-epochs", type=int, default=8)
+    parser.add_argument("--distill-epochs", type=int, default=24)
     parser.add_argument("--finetune-epochs", type=int, default=60)
     parser.add_argument("--frames", type=int, default=40, help="frames sent through ROS 2")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace, out: Path, data: Path, teacher: str, journal
         "Distil the teacher into the student, without labels",
         *("fieldsight-distill", "distill", "--data", f"{data}:train", "--teacher", teacher),
         *("--student", args.student, "--out", out / "distilled", *seed),
-        *("--cache", f"epochs={args.distill_epochs}", "views=2", "size=[192,256]"),
+        *("--cache", f"epochs={args.distill_epochs}", "views=2", "batch_size=8", "size=[160,224]"),
     )
     journal.run(
         f"Fine-tune both heads on {args.labels} labelled images",
