@@ -1,0 +1,355 @@
+"""The perception node: images in; boxes, masks and statistics out. A managed (lifecycle) node.
+
+python -m fieldsight.perception_node --ros-args -p bundle:=NAME.bundle -p autostart:=true
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Float32MultiArray, Header
+from vision_msgs.msg import Detection2DArray, LabelInfo
+
+from edge_runtime import FieldsightError, Frame, InputError, Perception, Result
+from edge_runtime.telemetry import Health
+from fieldsight import conversions, parameters
+from fieldsight.monitor import MissedFrames, diagnostic_status
+from fieldsight.overlay import draw
+
+_NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+_RESULTS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)  # serves both kinds
+_LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+_QUIET_S = 5.0  # least seconds between two warnings of one kind
+
+
+class PerceptionNode(LifecycleNode):
+    """Runs a bundle on an image topic.
+
+    Args:
+        node_name: Default name.
+        task: Default of the parameter `task`: "all" of the bundle's, or one of them.
+        kwargs: For rclpy's LifecycleNode.
+    """
+
+    def __init__(self, node_name: str = "perception", task: str = "all", **kwargs: Any) -> None:
+        super().__init__(node_name, **kwargs)
+        self._perception: Perception | None = None
+        self._state = "unconfigured"
+        self._health = Health()
+        self._missed = MissedFrames()
+        self._outputs: dict[str, Any] = {}
+        self._subscriptions_held: dict[str, Any] = {}
+        self._names: list[str] = []
+        self._scratch: np.ndarray | None = None
+        self._max_age_ns = 0
+        self.add_on_set_parameters_callback(self._on_parameters)
+        parameters.declare(self, task)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_timer(1.0, self._publish_diagnostics)
+
+    def value(self, name: str) -> Any:
+        """A parameter's value."""
+        return self.get_parameter(name).value
+
+    def start(self) -> bool:
+        """Configure and activate; whether both succeeded."""
+        done = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == done and self.trigger_activate() == done
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the bundle, test it on its canary, and set up what is published."""
+        try:
+            perception = self._perception = self._open()
+            report = perception.self_test()
+        except Exception as error:
+            known = isinstance(error, FieldsightError)
+            self.get_logger().error(str(error) if known else traceback.format_exc())
+            self._release()
+            return TransitionCallbackReturn.FAILURE
+        self._health = Health()
+        self._create_outputs(perception)
+        self._subscriptions_held["adapter"] = self.create_subscription(
+            Float32MultiArray, "~/adapter", self._on_adapter, _LATCHED
+        )
+        self._state = "inactive"
+        self.get_logger().info(
+            f"{perception.manifest.name} on {perception.engine.name}, {', '.join(perception.tasks)}"
+            f"; self-test {report}"
+        )
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Publish the labels and subscribe to images."""
+        result = super().on_activate(state)
+        self._publish_label_info()
+        self._missed = MissedFrames()
+        topic, kind = "image", Image
+        if self.value("image_transport") == "compressed":
+            topic, kind = f"{self.resolve_topic_name('image')}/compressed", CompressedImage
+        self._subscriptions_held["image"] = self.create_subscription(
+            kind,
+            topic,
+            self._on_message,
+            _NEWEST,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._state = "active"
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening to images; everything stays loaded."""
+        self._unsubscribe("image")
+        self._state = "inactive"
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the engine and all that belongs to the bundle."""
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything; the node ends."""
+        self._release()
+        self._state = "finalized"
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, so that the node can be configured again."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _open(self) -> Perception:
+        bundle = self.value("bundle")
+        if not bundle:
+            raise InputError("parameter 'bundle' is empty; set it to the folder of a model bundle")
+        task = self.value("task")
+        self._max_age_ns = self.value("max_age_ms") * 1_000_000
+        return Perception(
+            bundle,
+            backend=self.value("backend"),
+            precision=self.value("precision"),
+            score_threshold=self.value("score_threshold"),
+            iou_threshold=self.value("iou_threshold"),
+            tasks=None if task == "all" else [task],
+            threads=self.value("threads") or None,
+            max_detections=self.value("max_detections"),
+        )
+
+    def _create_outputs(self, perception: Perception) -> None:
+        kinds: dict[str, tuple[Any, QoSProfile]] = {
+            "label_info": (LabelInfo, _LATCHED),
+            "statistics": (Float32MultiArray, _RESULTS),
+            "overlay": (Image, _RESULTS),
+        }
+        if "detection" in perception.tasks:
+            kinds["detections"] = Detection2DArray, _RESULTS
+            self._names = [spec.name for spec in perception.classes("detection")]
+        if "segmentation" in perception.tasks:
+            kinds["segmentation"] = Image, _RESULTS
+        if len(perception.tasks) > 1:
+            kinds["detections/label_info"] = LabelInfo, _LATCHED
+        for topic, (kind, qos) in kinds.items():
+            self._outputs[topic] = self.create_lifecycle_publisher(
+                kind,
+                topic,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+    def _unsubscribe(self, name: str) -> None:
+        if (subscription := self._subscriptions_held.pop(name, None)) is not None:
+            self.destroy_subscription(subscription)
+
+    def _release(self) -> None:
+        for name in list(self._subscriptions_held):
+            self._unsubscribe(name)
+        for publisher in self._outputs.values():
+            self.destroy_lifecycle_publisher(publisher)
+        self._outputs.clear()
+        self._scratch = None
+        if self._perception is not None:
+            self._perception.close()
+            self._perception = None
+        self._state = "unconfigured"
+
+    # Parameters
+
+    def _on_parameters(self, changed: list[Parameter]) -> SetParametersResult:
+        perception = self._perception
+        result = parameters.check(changed, loaded=perception is not None)
+        if result.successful and perception is not None:
+            for parameter in changed:
+                if parameter.name == "max_age_ms":
+                    self._max_age_ns = parameter.value * 1_000_000
+                elif parameter.name in ("score_threshold", "iou_threshold", "max_detections"):
+                    setattr(perception, parameter.name, parameter.value)
+            if any(parameter.name == "score_threshold" for parameter in changed):
+                self._publish_label_info()
+        return result
+
+    # Messages
+
+    def _on_message(self, message: Image | CompressedImage, info: Mapping[str, int | None]) -> None:
+        publishers = self._subscriptions_held["image"].get_publisher_count()
+        if missed := self._missed.missed(info, publishers):
+            self._health.counters.add("dropped_missed", missed)
+        self.on_image(message)
+
+    def on_image(self, message: Image | CompressedImage) -> None:
+        """Answer one image, or count why not. Nothing that a message holds ends the node."""
+        began = perf_counter()
+        perception = self._perception
+        if perception is None or self._is_stale(message.header):
+            return
+        try:
+            frame = self._frame(message)
+            result = perception(frame)
+            self._publish(perception, frame, result, message.header)
+        except InputError as error:
+            self._health.counters.add("skipped")
+            self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_QUIET_S)
+        except Exception as error:
+            self._health.error(f"{type(error).__name__}: {error}")
+            self.get_logger().error(traceback.format_exc(), throttle_duration_sec=_QUIET_S)
+        else:
+            self._health.result((perf_counter() - began) * 1e3)
+
+    def _is_stale(self, header: Header) -> bool:
+        """Whether the frame is too old; one without a stamp has no age."""
+        stamp = conversions.stamp_to_ns(header.stamp)
+        if not self._max_age_ns or not stamp:
+            return False
+        age = self.get_clock().now().nanoseconds - stamp
+        if age <= self._max_age_ns:
+            return False
+        count = self._health.counters.add("dropped_stale")
+        self.get_logger().warning(
+            f"image dropped, {age / 1e6:.0f} ms old ({count} so far); if all are, do the clocks "
+            "agree? max_age_ms:=0 keeps them",
+            throttle_duration_sec=_QUIET_S,
+        )
+        return True
+
+    def _frame(self, message: Image | CompressedImage) -> Frame:
+        if isinstance(message, CompressedImage):
+            image = conversions.image_from_compressed(message)
+        else:
+            image = conversions.image_from_message(message, out=self._scratch)
+            if message.encoding != "rgb8":
+                self._scratch = image
+        return Frame(image, conversions.stamp_to_ns(message.header.stamp), message.header.frame_id)
+
+    def _publish(
+        self, perception: Perception, frame: Frame, result: Result, header: Header
+    ) -> None:
+        outputs = self._outputs
+        if result.detections is not None:
+            message = conversions.detections_to_message(result.detections, self._names, header)
+            outputs["detections"].publish(message)
+        if result.segmentation is not None:
+            message = conversions.image_to_message(result.segmentation.mask, "mono8", header)
+            outputs["segmentation"].publish(message)
+        if result.statistics is not None:
+            message = conversions.vector_to_message(result.statistics, "statistics")
+            outputs["statistics"].publish(message)
+        if outputs["overlay"].get_subscription_count() > 0:
+            classes = perception.manifest.classes
+            boxes, masks = classes.get("detection", []), classes.get("segmentation", [])
+            scene = draw(frame.image, result, boxes, masks)
+            outputs["overlay"].publish(conversions.image_to_message(scene, "rgb8", header))
+
+    def _publish_label_info(self) -> None:
+        """The mask's classes where there is one; boxes carry their class names themselves."""
+        perception = self._perception
+        if perception is None:
+            return
+        header = Header(stamp=self.get_clock().now().to_msg())
+        threshold = perception.score_threshold
+        task = "segmentation" if "segmentation" in perception.tasks else "detection"
+        topics = {"label_info": task, "detections/label_info": "detection"}
+        for topic, name in topics.items():
+            if topic in self._outputs:
+                classes = perception.classes(name)
+                message = conversions.label_info_message(classes, threshold, header)
+                self._outputs[topic].publish(message)
+
+    def _on_adapter(self, message: Float32MultiArray) -> None:
+        if self._perception is None:
+            return
+        try:
+            self._perception.adapter = conversions.vector_from_message(message)
+        except InputError as error:
+            self._health.counters.add("adapter_rejected")
+            self.get_logger().warning(f"adapter rejected: {error}")
+        else:
+            self._health.counters.add("adapter_updates")
+            self.get_logger().info("adapter taken over")
+
+    def _publish_diagnostics(self) -> None:
+        perception = self._perception
+        engine = perception.engine.name if perception else "none"
+        bundle = perception.manifest.name if perception else ""
+        status = diagnostic_status(
+            self.get_fully_qualified_name(), bundle, self._state, engine, self._health
+        )
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
+
+
+def run(node_name: str, task: str) -> int:
+    """Spin one node until it is interrupted; returns the exit code."""
+    rclpy.init(args=sys.argv)
+    node = None
+    try:
+        node = PerceptionNode(node_name, task)
+        if node.value("autostart") and not node.start():
+            return 2
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (FieldsightError, ParameterException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def main() -> None:
+    """Both tasks from one forward pass, as far as the bundle has them."""
+    sys.exit(run("perception", "all"))
+
+
+def detector() -> None:
+    """Detection only."""
+    sys.exit(run("detector", "detection"))
+
+
+def segmenter() -> None:
+    """Segmentation only."""
+    sys.exit(run("segmenter", "segmentation"))
+
+
+if __name__ == "__main__":
+    main()
