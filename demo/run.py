@@ -30,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--distill-epochs", type=int, default=24)
     parser.add_argument("--finetune-epochs", type=int, default=60)
     parser.add_argument("--frames", type=int, default=40, help="frames sent through ROS 2")
+    parser.add_argument("--no-ros", action="store_true", help="leave the ROS 2 part out")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -105,7 +106,9 @@ def main() -> None:
     teacher = f"tf_efficientnet_lite2@{weights}"
     bundle = train(args, out, data, teacher, journal)
     judge(args, out, data, bundle, journal)
-    if importlib.util.find_spec("rclpy") is None:
+    if args.no_ros:
+        journal.skip("Serve it as a ROS 2 node", "left out by --no-ros")
+    elif importlib.util.find_spec("rclpy") is None:
         journal.skip("Serve it as a ROS 2 node", "rclpy is not installed in this environment")
     else:
         run_ros(bundle, data, out, args.frames, journal)
