@@ -104,6 +104,8 @@ def read_boxes(path: Path, classes: list[str]) -> BoxFile:
         box = clip_box([x, y, x + width, y + height], sizes[image_id], problems)
         if box is not None:
             crowd = bool(entry.get("iscrowd", 0))
+            whole = (box[2] - box[0]) * (box[3] - box[1])
+            area = area if 0 < area < whole else whole
             rows[image_id].append((box, index[category], crowd, area))
     return BoxFile(images, {i: Boxes.of(r) for i, r in rows.items()}, ids, problems)
 

@@ -171,7 +171,7 @@ class Dataset:
             raise InputError(
                 f"{text!r} is no amount of frames; write a count like 40 or a share like 10%"
             ) from None
-        if not 1 <= count <= total:
+        if not 1 <= count <= total or (share and float(text[:-1]) > 100):
             raise InputError(f"{text} is {count} frames, but {self.name}:{self.split} has {total}")
         chosen = np.sort(np.random.default_rng(seed).permutation(total)[:count])
         return dataclasses.replace(self, samples=[self.samples[i] for i in chosen])

@@ -266,5 +266,5 @@ def random_colour(
     rng: np.random.Generator, choices: Sequence[tuple[int, int, int]], spread: float = 18
 ) -> Colour:
     """One of `choices`, made a little different."""
-    base = np.array(choices[rng.integers(len(choices))], float)
+    base = np.asarray(choices[int(rng.integers(len(choices)))], np.float64)
     return np.clip(base + rng.normal(0, spread, 3), 8, 247)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from distill.data.scenes import (
     render_scene,
 )
 from edge_runtime.errors import FieldsightError, InputError, explain_validation
-from edge_runtime.files import atomic_folder
+from edge_runtime.files import atomic_folder, atomic_write_text
 
 _SPLITS = ("train", "val", "unlabelled")  # the position numbers a split's random stream
 _JPEG_QUALITY = 92
@@ -129,9 +130,8 @@ def render_dataset(spec: str, out: Path, progress: bool = True) -> Path:
         (folder / "scenes.json").write_text(
             json.dumps({"style": name, **settings.model_dump()}, indent=2), encoding="utf-8"
         )
-        (folder / "dataset.yaml").write_text(
-            yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
-        )
+        atomic_write_text(folder / "dataset.yaml", yaml.safe_dump(content, sort_keys=False))
+        os.sync()  # one for all, since a sync a picture would take longer than rendering it
     return out / "dataset.yaml"
 
 
