@@ -87,15 +87,13 @@ class Painter:
     def shade(self, colour: Colour, normal: np.ndarray) -> Colour:
         """A matt surface's colour under the light (Lambert)."""
         diffuse = max(float(normal @ self.light), 0.0)
-        return np.clip(
-            colour * self.brightness * (self.ambient + (1 - self.ambient) * diffuse), 0, 255
-        )
+        lit = colour * self.brightness * (self.ambient + (1 - self.ambient) * diffuse)
+        return np.minimum(lit, 255.0)
 
     def polygon(self, points: np.ndarray, colour: Colour) -> None:
         """Fill a convex outline of pixels [N, 2] with a colour as it stands."""
-        corners = np.round((points - 0.5) * (1 << _SUBPIXEL))
-        corners = np.clip(corners, -(1 << 17), 1 << 17).astype(np.int32)
-        shade = tuple(float(c) for c in colour)
+        corners = ((points - 0.5) * (1 << _SUBPIXEL)).clip(-(1 << 17), 1 << 17).astype(np.int32)
+        shade = colour.tolist()
         cv2.fillConvexPoly(self.image, corners, shade, cv2.LINE_8, _SUBPIXEL)
         cv2.fillConvexPoly(self.instances, corners, self.number, cv2.LINE_8, _SUBPIXEL)
 

@@ -57,8 +57,8 @@ class Room:
         """Brightness [...] at points [..., 3]: ambient and lamps that fade with distance."""
         total = np.full(points.shape[:-1], self.ambient, np.float32)
         for lamp, power in zip(self.lamps, self.power, strict=True):
-            difference = points - lamp.astype(points.dtype)
-            total += power / (1 + np.einsum("...i,...i", difference, difference) / 6)
+            x, y, z = (points[..., k] - lamp[k].astype(points.dtype) for k in range(3))
+            total += power / (1 + (x * x + y * y + z * z) / 6)
         return total
 
 
@@ -111,17 +111,27 @@ def draw_room(
     along = np.where(axis == 1, points[..., 2], points[..., 1])
     image = _room_colours(rng, stuff, across, along, distance)
     _paint_details(rng, room, image, stuff, axis, points)
-    reach.sort(axis=2)
-    corner = 1 - 0.35 * np.exp(-9 * (reach[..., 1] / reach[..., 0] - 1))
-    light = room.light_at(points) * corner
+    light = _room_light(room, reach, points)
     light[stuff == FLOOR] *= _shadows(room, camera, places)[stuff == FLOOR]
     lamps = np.zeros(stuff.shape, bool)
     for x, _, z in room.lamps:
         near = (np.abs(points[..., 0] - x) < 0.15) & (np.abs(points[..., 2] - z) < 0.6)
         lamps |= near & (stuff == CEILING)
-    image *= light[..., None] * room.tint.astype(np.float32)
+    for channel in range(3):
+        image[..., channel] *= light * np.float32(room.tint[channel])
     image[lamps] = 250
-    return np.clip(image, 0, 255).astype(np.uint8), stuff
+    return np.clip(image, 0, 255, out=image).astype(np.uint8), stuff
+
+
+def _room_light(room: Room, reach: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """float32 [H, W]: brightness of surfaces, darker in corners; worked out at half size."""
+    height, width = reach.shape[:2]
+    x, y, z = (reach[::2, ::2, k] for k in range(3))
+    first = np.minimum(np.minimum(x, y), z)
+    second = np.maximum(np.minimum(x, y), np.minimum(np.maximum(x, y), z))
+    corner = 1 - 0.35 * np.exp(-9 * (second / first - 1))
+    light = room.light_at(points[::2, ::2]) * corner
+    return cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _room_colours(
@@ -138,9 +148,9 @@ def _room_colours(
     u = (across * scale).astype(np.int32) & (_TILE - 1)
     v = (along * scale).astype(np.int32) & (_TILE - 1)
     flat = (stuff.astype(np.int32) * _TILE + v) * _TILE + u
-    sharp, soft = (t.reshape(-1, 3).take(flat, axis=0) for t in (atlas, blurred))
-    weight = np.clip((distance - 1.5) / 3, 0, 1)[..., None]
-    return sharp + (soft.astype(np.float32) - sharp) * weight
+    flat += (distance > 3.0) * (3 * _TILE * _TILE)
+    texels = np.concatenate([atlas, blurred]).reshape(-1, 3)
+    return texels.take(flat, axis=0).astype(np.float32)
 
 
 def _surface(rng: np.random.Generator, kind: int) -> np.ndarray:

@@ -154,10 +154,10 @@ def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     gain = rng.uniform(0.8, 1.25) * (1 - rng.uniform(0, 0.25) * (x * x + y * y) / 2)
     blurred *= gain.astype(np.float32)[..., None]
     grain = rng.uniform(1.5, 6.0)
-    noise = rng.standard_normal((height, width, 1), np.float32)
-    colour = rng.standard_normal((height, width, 3), np.float32)
-    blurred += grain * (0.7 * noise + 0.5 * colour)
-    return np.clip(blurred, 0, 255).astype(np.uint8)
+    noise = rng.standard_normal((height, width, 3), np.float32)
+    noise += 0.8 * noise[..., ::-1].copy()[:, ::-1]  # correlated between channels
+    blurred += 0.7 * grain * noise
+    return np.clip(blurred, 0, 255, out=blurred).astype(np.uint8)
 
 
 def _label(image: np.ndarray, stuff: np.ndarray, instances: np.ndarray, props: list[Prop]) -> Scene:

@@ -23,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from distill.data.room import STYLES
 from distill.data.scenes import (
     DETECTION_CLASSES,
     IGNORED,
     SEGMENTATION_CLASSES,
-    STYLES,
     Scene,
     render_scene,
 )

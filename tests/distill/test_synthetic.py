@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.data.room import STYLES
 from distill.data.scenes import (
     DETECTION_CLASSES,
     IGNORED,
     MIN_VISIBLE,
     SEGMENTATION_CLASSES,
-    STYLES,
     render_scene,
 )
 from distill.data.synthetic import iterate_scenes, parse_spec, render_dataset
