@@ -155,7 +155,7 @@ def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     blurred *= gain.astype(np.float32)[..., None]
     grain = rng.uniform(1.5, 6.0)
     noise = rng.standard_normal((height, width, 3), np.float32)
-    noise += 0.8 * noise[..., ::-1].copy()[:, ::-1]  # correlated between channels
+    noise[..., 1:] += noise[..., :1]  # partly the same in all channels, as from a Bayer sensor
     blurred += 0.7 * grain * noise
     return np.clip(blurred, 0, 255, out=blurred).astype(np.uint8)
 
