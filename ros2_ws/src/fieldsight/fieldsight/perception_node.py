@@ -19,23 +19,18 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float32MultiArray, Header
-from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from edge_runtime import FieldsightError, Frame, InputError, Perception, Result
+from edge_runtime import FieldsightError, Frame, InputError, Perception
 from edge_runtime.telemetry import Health
 from fieldsight import conversions, parameters
 from fieldsight.monitor import MissedFrames, diagnostic_status
-from fieldsight.overlay import draw
+from fieldsight.outputs import LATCHED, Outputs
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-_RESULTS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)  # serves both kinds
-_LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
 _QUIET_S = 5.0  # least seconds between two warnings of one kind
 
 
@@ -54,9 +49,8 @@ class PerceptionNode(LifecycleNode):
         self._state = "unconfigured"
         self._health = Health()
         self._missed = MissedFrames()
-        self._outputs: dict[str, Any] = {}
+        self._outputs: Outputs | None = None
         self._subscriptions_held: dict[str, Any] = {}
-        self._names: list[str] = []
         self._scratch: np.ndarray | None = None
         self._max_age_ns = 0
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -86,9 +80,9 @@ class PerceptionNode(LifecycleNode):
             self._release()
             return TransitionCallbackReturn.FAILURE
         self._health = Health()
-        self._create_outputs(perception)
+        self._outputs = Outputs(self, perception)
         self._subscriptions_held["adapter"] = self.create_subscription(
-            Float32MultiArray, "~/adapter", self._on_adapter, _LATCHED
+            Float32MultiArray, "~/adapter", self._on_adapter, LATCHED
         )
         self._state = "inactive"
         self.get_logger().info(
@@ -100,7 +94,8 @@ class PerceptionNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish the labels and subscribe to images."""
         result = super().on_activate(state)
-        self._publish_label_info()
+        if self._outputs is not None:
+            self._outputs.publish_label_info()
         self._missed = MissedFrames()
         topic, kind = "image", Image
         if self.value("image_transport") == "compressed":
@@ -154,27 +149,6 @@ class PerceptionNode(LifecycleNode):
             max_detections=self.value("max_detections"),
         )
 
-    def _create_outputs(self, perception: Perception) -> None:
-        kinds: dict[str, tuple[Any, QoSProfile]] = {
-            "label_info": (LabelInfo, _LATCHED),
-            "statistics": (Float32MultiArray, _RESULTS),
-            "overlay": (Image, _RESULTS),
-        }
-        if "detection" in perception.tasks:
-            kinds["detections"] = Detection2DArray, _RESULTS
-            self._names = [spec.name for spec in perception.classes("detection")]
-        if "segmentation" in perception.tasks:
-            kinds["segmentation"] = Image, _RESULTS
-        if len(perception.tasks) > 1:
-            kinds["detections/label_info"] = LabelInfo, _LATCHED
-        for topic, (kind, qos) in kinds.items():
-            self._outputs[topic] = self.create_lifecycle_publisher(
-                kind,
-                topic,
-                qos,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-
     def _unsubscribe(self, name: str) -> None:
         if (subscription := self._subscriptions_held.pop(name, None)) is not None:
             self.destroy_subscription(subscription)
@@ -182,9 +156,9 @@ class PerceptionNode(LifecycleNode):
     def _release(self) -> None:
         for name in list(self._subscriptions_held):
             self._unsubscribe(name)
-        for publisher in self._outputs.values():
-            self.destroy_lifecycle_publisher(publisher)
-        self._outputs.clear()
+        if self._outputs is not None:
+            self._outputs.destroy()
+            self._outputs = None
         self._scratch = None
         if self._perception is not None:
             self._perception.close()
@@ -196,14 +170,14 @@ class PerceptionNode(LifecycleNode):
     def _on_parameters(self, changed: list[Parameter]) -> SetParametersResult:
         perception = self._perception
         result = parameters.check(changed, loaded=perception is not None)
-        if result.successful and perception is not None:
+        if result.successful and perception is not None and self._outputs is not None:
             for parameter in changed:
                 if parameter.name == "max_age_ms":
                     self._max_age_ns = parameter.value * 1_000_000
                 elif parameter.name in ("score_threshold", "iou_threshold", "max_detections"):
                     setattr(perception, parameter.name, parameter.value)
             if any(parameter.name == "score_threshold" for parameter in changed):
-                self._publish_label_info()
+                self._outputs.publish_label_info()
         return result
 
     # Messages
@@ -217,13 +191,13 @@ class PerceptionNode(LifecycleNode):
     def on_image(self, message: Image | CompressedImage) -> None:
         """Answer one image, or count why not. Nothing that a message holds ends the node."""
         began = perf_counter()
-        perception = self._perception
-        if perception is None or self._is_stale(message.header):
+        perception, outputs = self._perception, self._outputs
+        if perception is None or outputs is None or self._is_stale(message.header):
             return
         try:
             frame = self._frame(message)
             result = perception(frame)
-            self._publish(perception, frame, result, message.header)
+            outputs.publish(frame, result, message.header)
         except InputError as error:
             self._health.counters.add("skipped")
             self.get_logger().warning(f"image skipped: {error}", throttle_duration_sec=_QUIET_S)
@@ -257,40 +231,6 @@ class PerceptionNode(LifecycleNode):
             if message.encoding != "rgb8":
                 self._scratch = image
         return Frame(image, conversions.stamp_to_ns(message.header.stamp), message.header.frame_id)
-
-    def _publish(
-        self, perception: Perception, frame: Frame, result: Result, header: Header
-    ) -> None:
-        outputs = self._outputs
-        if result.detections is not None:
-            message = conversions.detections_to_message(result.detections, self._names, header)
-            outputs["detections"].publish(message)
-        if result.segmentation is not None:
-            message = conversions.image_to_message(result.segmentation.mask, "mono8", header)
-            outputs["segmentation"].publish(message)
-        if result.statistics is not None:
-            message = conversions.vector_to_message(result.statistics, "statistics")
-            outputs["statistics"].publish(message)
-        if outputs["overlay"].get_subscription_count() > 0:
-            classes = perception.manifest.classes
-            boxes, masks = classes.get("detection", []), classes.get("segmentation", [])
-            scene = draw(frame.image, result, boxes, masks)
-            outputs["overlay"].publish(conversions.image_to_message(scene, "rgb8", header))
-
-    def _publish_label_info(self) -> None:
-        """The mask's classes where there is one; boxes carry their class names themselves."""
-        perception = self._perception
-        if perception is None:
-            return
-        header = Header(stamp=self.get_clock().now().to_msg())
-        threshold = perception.score_threshold
-        task = "segmentation" if "segmentation" in perception.tasks else "detection"
-        topics = {"label_info": task, "detections/label_info": "detection"}
-        for topic, name in topics.items():
-            if topic in self._outputs:
-                classes = perception.classes(name)
-                message = conversions.label_info_message(classes, threshold, header)
-                self._outputs[topic].publish(message)
 
     def _on_adapter(self, message: Float32MultiArray) -> None:
         if self._perception is None:
