@@ -62,8 +62,10 @@ class Camera:
         height, width = self.size
         x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / self.focal
         y = (height / 2 - np.arange(height, dtype=np.float32) - 0.5) / self.focal
-        axes = self.axes.astype(np.float32)
-        return x[None, :, None] * axes[0] + y[:, None, None] * axes[1] + axes[2]
+        planes = np.empty((3, height, width), np.float32)  # planar is faster to work on
+        for plane, (right, up, forward) in zip(planes, self.axes.T.astype(np.float32), strict=True):
+            np.add(x[None] * right, y[:, None] * up + forward, out=plane)
+        return np.moveaxis(planes, 0, 2)
 
 
 class Painter:

@@ -102,8 +102,8 @@ def draw_room(
     origin = camera.position.astype(np.float32)
     rays = np.where(np.abs(rays) < 1e-5, np.float32(1e-5), rays)
     reach = (np.where(rays > 0, limits, lows) - origin) / rays  # [H, W, 3] per axis
-    axis = reach.argmin(2)
-    distance = np.take_along_axis(reach, axis[..., None], 2)[..., 0]
+    distance = np.minimum(np.minimum(reach[..., 0], reach[..., 1]), reach[..., 2])
+    axis = np.where(reach[..., 0] == distance, 0, np.where(reach[..., 1] == distance, 1, 2))
     points = origin + rays * distance[..., None]
     upward = rays[..., 1] > 0
     stuff = np.where(axis == 1, np.where(upward, CEILING, FLOOR), WALL).astype(np.uint8)
