@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from edge_runtime.datasets import Dataset
+from edge_runtime.geometry import Geometry
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -69,10 +70,8 @@ def random_crop_box(
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes to (H, W), averaging over areas when shrinking more than twofold."""
-    shrink = image.shape[0] / size[0]
-    mode = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
-    return cv2.resize(image, (size[1], size[0]), interpolation=mode)
+    """Resizes to (H, W) exactly as the robot does."""
+    return Geometry(image.shape[:2], size).to_network(image)
 
 
 def random_view(
