@@ -27,6 +27,7 @@ from std_msgs.msg import Float32MultiArray, Header
 from edge_runtime import FieldsightError, Frame, InputError, Perception
 from edge_runtime.telemetry import Health
 from fieldsight import conversions, parameters
+from fieldsight.lifecycle import guard_transitions
 from fieldsight.monitor import MissedFrames, diagnostic_status
 from fieldsight.outputs import LATCHED, Outputs
 
@@ -45,6 +46,7 @@ class PerceptionNode(LifecycleNode):
 
     def __init__(self, node_name: str = "perception", task: str = "all", **kwargs: Any) -> None:
         super().__init__(node_name, **kwargs)
+        guard_transitions(self)
         self._perception: Perception | None = None
         self._state = "unconfigured"
         self._health = Health()
