@@ -93,12 +93,18 @@ def main() -> None:
     if importable("vision_msgs.msg") and not arguments.force:
         print("underlay: vision_msgs is there, nothing to build")
         return
+    prefix = Path(sys.prefix)
+    origin = importlib.util.find_spec("rclpy").origin  # type: ignore[union-attr]
+    if origin is None or not Path(origin).is_relative_to(prefix) or sys.prefix == sys.base_prefix:
+        raise SystemExit(
+            f"error: rclpy comes from {origin}, not from a virtual environment's wheels; install "
+            "vision_msgs the same way, such as apt install ros-$ROS_DISTRO-vision-msgs"
+        )
     if missing := [name for name in ("cmake", "c++") if shutil.which(name) is None]:
         raise SystemExit(
             f"error: {' and '.join(missing)} not found; install a C++ compiler and cmake "
             "(apt install build-essential cmake) and run this again"
         )
-    prefix = Path(sys.prefix)
     install_requirements()
     patch_exports(prefix)
     print("underlay: building vision_msgs, about a minute ...", flush=True)

@@ -135,7 +135,7 @@ def image_to_message(image: np.ndarray, encoding: str, header: Header) -> Image:
     image = np.ascontiguousarray(image)
     # An array.array is taken over as it is; anything else rclpy checks byte by byte.
     data = array.array("B")
-    data.frombytes(memoryview(image).cast("B"))
+    data.frombytes(image.data.cast("B"))
     height, width = image.shape[:2]
     message = Image(header=header, height=height, width=width, encoding=encoding)
     message.is_bigendian = int(sys.byteorder == "big")
