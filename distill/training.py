@@ -84,6 +84,19 @@ def rate(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, total - first)))
 
 
+def warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential moving average whose decay rises as (1 + n) / (10 + n) after n updates.
+
+    Without the rise a short run would end on an average of its random start.
+    """
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)
+
+    return update
+
+
 class Trainer:
     """Runs one trainee to the end, checkpointing so that a killed run resumes exactly.
 
@@ -136,7 +149,7 @@ class Trainer:
         groups = [{**g, "base": g.pop("lr", 1.0)} for g in trainee.groups()]
         optimizer: Any = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay)
         average = AveragedModel(
-            trainee.student, multi_avg_fn=get_ema_multi_avg_fn(s.ema), use_buffers=True
+            trainee.student, multi_avg_fn=warmed_average(s.ema), use_buffers=True
         )
         module, optimizer = fabric.setup(trainee.module, optimizer)
         average.to(fabric.device)

@@ -13,6 +13,7 @@ from distill.settings import DistillSettings, FinetuneSettings, load_settings
 from distill.standardise import Standardiser, equalising_rotation
 from distill.tasks.detection import DetectionLoss
 from distill.tasks.segmentation import SegmentationLoss
+from distill.training import warmed_average
 from edge_runtime.errors import InputError
 
 
@@ -113,3 +114,10 @@ def test_cropped_boxes_move_with_the_image_and_lost_ones_go():
     moved, labels = crop_boxes(boxes, np.array([2, 0]), (0, 0, 50, 50), (100, 100))
     np.testing.assert_allclose(moved, [[20, 20, 60, 60]])
     assert labels.tolist() == [2]
+
+
+def test_a_short_runs_average_forgets_its_start():
+    averaged, current = [torch.zeros(3)], [torch.ones(3)]
+    for n in range(60):
+        warmed_average(0.999)(averaged, current, torch.tensor(n))
+    assert averaged[0].min() > 0.95
