@@ -102,7 +102,7 @@ def perception_call(
 
 def without_adapter(bundle: Bundle, path: Path) -> None:
     """Exports the bundle's student once more, without adapter input and statistics output."""
-    from distill.export import write_onnx
+    from distill.graph import write_onnx
     from distill.teachers import load_weights
     from edge_runtime.student import Student
 

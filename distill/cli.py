@@ -26,7 +26,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as KEY=VAL
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Student = Annotated[str, typer.Option(help="timm name of the student's trunk.")]
 Encoder = Annotated[
-    Path | None, typer.Option(help="Run folder or trunk .safetensors to start from.")
+    Path | None, typer.Option(help="Start from: a run folder, trunk .safetensors, or hub.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")]
@@ -179,20 +179,25 @@ def export(
     top_k: Annotated[int, typer.Option(min=1, help="Boxes before suppression.")] = 100,
     mask_confidence: Annotated[bool, typer.Option(help="Add mask_confidence.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    evaluate_on: Annotated[
+        str | None, typer.Option(help="Labelled data; its figures go into the manifest.")
+    ] = None,
     json_path: Json = None,
 ) -> None:
     """A fine-tuned run into a bundle, checked against torch."""
     from distill.export import export as write
 
     shape = _parse_size(size) if size else None
-    bundle, parity = write(
-        run, open_data(data, "train"), out, shape, top_k, mask_confidence, overwrite
+    judge = open_data(evaluate_on, "val") if evaluate_on else None
+    bundle, metrics = write(
+        run, open_data(data, "train"), out, shape, top_k, mask_confidence, overwrite, judge
     )
+    parity = metrics["parity"]
     console.print(
         f"torch against ONNX Runtime: {parity['mask_equal']:.4%} of mask pixels equal, "
         f"boxes within {parity['box_px']:.4f} px"
     )
-    _finish(json_path, parity, [bundle.path], f"fieldsight-distill evaluate {out} --data {data}")
+    _finish(json_path, metrics, [bundle.path], f"fieldsight-distill evaluate {out} --data {data}")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,13 +25,18 @@ from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
 from edge_runtime.student import TASKS, Student
 
+HUB = Path("hub")  # --encoder hub: timm's own pretrained weights of the trunk
+
 
 def load_encoder(student: Student, source: Path) -> None:
-    """Loads trunk (and neck) from a run folder, or the trunk from a timm weights file.
+    """Loads trunk (and neck) from a run folder, or the trunk from a timm weights file or the hub.
 
     Raises:
         InputError: nothing readable there, or weights of another architecture.
     """
+    if source == HUB:
+        _load_from_hub(student)
+        return
     if source.is_dir():
         source = source / "student.safetensors"
     if not source.is_file():
@@ -50,6 +56,18 @@ def load_encoder(student: Student, source: Path) -> None:
             f"tensors differ (first: {wrong[0]}); give a run with the same --student and neck_width"
         )
     student.load_state_dict({k: state[k] for k in own}, strict=False)
+
+
+def _load_from_hub(student: Student) -> None:
+    name = student.spec.trunk
+    try:
+        pretrained = timm.create_model(name, features_only=True, pretrained=True)
+    except Exception as error:
+        raise InputError(
+            f"weights of {name} cannot be had from the hub ({type(error).__name__}: {error}); "
+            "give --encoder FILE.safetensors instead"
+        ) from error
+    student.trunk.body.load_state_dict(pretrained.state_dict())
 
 
 class _Module(nn.Module):
@@ -135,7 +153,7 @@ def finetune(
     """Trains heads (trunk frozen first) on labelled data and writes the student to ``out``.
 
     Args:
-        encoder: run folder or trunk weights to start from; None is random initialisation.
+        encoder: run folder, trunk weights or ``HUB`` to start from; None is random initialisation.
         extra_data: further data with the same classes, for instance pseudo-labelled.
     """
     classes = _classes(data, tasks)

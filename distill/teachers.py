@@ -44,6 +44,13 @@ class TeacherSpec:
         return digest.hexdigest()[:16]
 
 
+def licences(teachers: list[str]) -> str | None:
+    """Licences of the teachers' weights as timm states them, comma-separated; None if unknown."""
+    configs = [timm.get_pretrained_cfg(t.partition("@")[0]) for t in teachers]
+    known = sorted({c.license for c in configs if c is not None and c.license})
+    return ", ".join(known) or None
+
+
 def load_weights(model: nn.Module, path: Path, what: str) -> None:
     """Loads a safetensors file into a model; the head's classifier may be absent from either.
 
@@ -98,7 +105,6 @@ class Teacher(nn.Module):
         config = probe.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255)
-        self.licence = config.get("license")
         self.standardiser: Standardiser | None = None
         self.eval().requires_grad_(False)
         with torch.no_grad():

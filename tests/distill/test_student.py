@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from distill.export import check_parity, identity, write_onnx
+from distill.graph import check_parity, identity, write_onnx
 from edge_runtime.errors import InputError
 from edge_runtime.student import DeployedNetwork, Student
 
