@@ -93,14 +93,14 @@ def check_parity(
         if "mask" in expected:
             equal.append(float((expected["mask"] == found["mask"]).mean()))
         if "boxes" in expected:
-            worst = max(worst, _box_difference(expected, found))
+            worst = max(worst, box_difference(expected, found))
     result = {"mask_equal": float(np.mean(equal)) if equal else 1.0, "box_px": worst}
     if result["mask_equal"] < 0.999 or result["box_px"] > 0.1:
         raise RefusedError(f"torch and ONNX Runtime disagree: {result}; the export is not written")
     return result
 
 
-def _box_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+def box_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     """Largest distance from a confident box of one to the nearest of its class in the other."""
     keep = a["scores"] > 0.05
     worst = 0.0
