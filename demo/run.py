@@ -27,8 +27,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=240, help="synthetic scenes, train and val")
     parser.add_argument("--labels", default="40", help="labelled images to fine-tune on")
     parser.add_argument("--student", default="mobilenetv4_conv_small")
-    parser.add_argument("--distill-epochs", type=int, default=24)
-    parser.add_argument("--finetune-epochs", type=int, default=60)
+    parser.add_argument("--distill-epochs", type=int, default=20)
+    parser.add_argument("--finetune-epochs", type=int, default=150)
     parser.add_argument("--frames", type=int, default=40, help="frames sent through ROS 2")
     parser.add_argument("--no-ros", action="store_true", help="leave the ROS 2 part out")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,13 +65,15 @@ def train(args: argparse.Namespace, out: Path, data: Path, teacher: str, journal
         *("fieldsight-distill", "finetune", "--data", f"{data}:train", "--val", f"{data}:val"),
         *("--student", args.student, "--encoder", out / "distilled", "--labels", args.labels),
         *("--out", out / "finetuned", *seed),
-        *(f"epochs={args.finetune_epochs}", "batch_size=8", "size=[256,320]", "probe_every=20"),
+        *(f"epochs={args.finetune_epochs}", "batch_size=8", "size=[192,256]", "probe_every=25"),
+        # The distilled trunk has seen few images: it may move as fast as the heads.
+        *("lr=0.003", "freeze=0", "trunk_lr=1"),
     )
     bundle = out / "student.bundle"
     journal.run(
         "Export the bundle that a robot runs",
         *("fieldsight-distill", "export", out / "finetuned", "--data", f"{data}:train"),
-        *("--out", bundle),
+        *("--evaluate-on", f"{data}:val", "--out", bundle),
     )
     return bundle
 

@@ -25,7 +25,7 @@ class TrainSettings(BaseModel):
     size: tuple[int, int] = (224, 288)
     final_size: tuple[int, int] | None = None
     final_epochs: int = Field(0, ge=0)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     clip: float = Field(3.0, gt=0)
