@@ -31,17 +31,25 @@ class FeatureCache:
 
     def __init__(self, folder: Path, count: int, views: int) -> None:
         self.folder, self.count, self.views = folder, count, views
-        teachers = json.loads((folder / "done.json").read_text())["teachers"]
-        self.images = np.load(folder / "views.npy", mmap_mode="r", allow_pickle=False)
-        self.targets = [
-            tuple(
-                np.load(folder / f"{kind}_{i}.npy", mmap_mode="r", allow_pickle=False)
-                for kind in ("dense", "pooled")
+        try:
+            teachers = json.loads((folder / "done.json").read_text())["teachers"]
+            self.images = self._open("views")
+            self.targets = [
+                (self._open(f"dense_{i}"), self._open(f"pooled_{i}")) for i in range(teachers)
+            ]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"feature cache {folder} cannot be read ({error}): delete it to have it remade"
+            ) from error
+        wrong = [len(a) for a in (self.images, *sum(self.targets, ())) if len(a) != count * views]
+        if wrong:
+            raise InputError(
+                f"feature cache {folder} holds {wrong[0]} rows, expected {count * views}: "
+                "delete it to have it remade"
             )
-            for i in range(teachers)
-        ]
-        if len(self.images) != count * views:
-            raise InputError(f"feature cache {folder} is incomplete: delete it to have it remade")
+
+    def _open(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     @staticmethod
     def key(parts: list[str]) -> str:
