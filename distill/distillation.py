@@ -166,10 +166,12 @@ def distil(
         "images": len(views),
         "data": [{"name": d.name, "digest": d.digest()} for d in datasets],
     }
-    write_config(out, "distill", settings, extra)
+    if trainer.fabric.is_global_zero:
+        write_config(out, "distill", settings, extra)
     teach: TeacherPass | None = None
     if cache is not None:
-        data: Any = _cached(cache, views, datasets, specs, settings, trainer.fabric.device)
+        with trainer.fabric.rank_zero_first():  # one process fills it, the others open it
+            data: Any = _cached(cache, views, datasets, specs, settings, trainer.fabric.device)
         sample = data[(0, 0)]
         channels = [
             (sample[f"dense_{i}"].shape[0], sample[f"pooled_{i}"].shape[0])
@@ -187,7 +189,8 @@ def distil(
     trainee = _Trainee(_Module(student, objective, settings.tap, teach), probe, settings)
     identity = {"settings": settings.model_dump(mode="json"), "student": student_name}
     averaged = trainer.fit(trainee, data, resume, identity)
-    save_student(out, averaged)
     summary = {**extra, "probe": trainee.probe(averaged)}
-    atomic_write_text(out / "summary.json", json.dumps(summary, indent=2))
+    if trainer.fabric.is_global_zero:
+        save_student(out, averaged)
+        atomic_write_text(out / "summary.json", json.dumps(summary, indent=2))
     return summary

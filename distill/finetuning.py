@@ -187,15 +187,17 @@ def finetune(
         from distill.runs import read_config
 
         extra["teachers"] = read_config(encoder).get("teachers", [])
-    write_config(out, "finetune", settings, extra)
+    if trainer.fabric.is_global_zero:
+        write_config(out, "finetune", settings, extra)
     weights = {"segmentation": 1.0, "detection": settings.detection_weight}
     trainee = _Trainee(_Module(student, losses, weights), val, settings, encoder is not None)
     identity = {"settings": settings.model_dump(mode="json"), "student": student_name}
     views = LabelledViews([data, *(extra_data or [])], settings)
     averaged = trainer.fit(trainee, views, resume, identity)
-    save_student(out, averaged)
     summary = {**extra, "probe": trainee.probe(averaged)}
-    atomic_write_text(out / "summary.json", json.dumps(summary, indent=2))
+    if trainer.fabric.is_global_zero:
+        save_student(out, averaged)
+        atomic_write_text(out / "summary.json", json.dumps(summary, indent=2))
     return summary
 
 

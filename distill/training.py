@@ -109,9 +109,12 @@ class Trainer:
         self, settings: TrainSettings, out: Path, accelerator: str = "auto", devices: int = 1
     ) -> None:
         self.settings, self.out = settings, out
+        several = devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.fabric = Fabric(
             accelerator=accelerator,
             devices=devices,
+            # Frozen trunks and untapped neck levels have no gradient in a step.
+            strategy="ddp_find_unused_parameters_true" if several else "auto",
             precision=settings.precision,  # type: ignore[arg-type]
         )
         self.fabric.launch()

@@ -153,3 +153,12 @@ def test_wrong_input_is_named(scene, teacher, tmp_path):
     assert "does not fit" in said
     assert "not a run folder" in run("export", str(tmp_path), "--data", str(scene), "--out", out,
                                      code=2)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_run(scene, teacher, tmp_path):
+    out = tmp_path / "two"
+    run("distill", "--data", str(scene), "--teacher", teacher, "--out", str(out), "--devices", "2",
+        "--accelerator", "cpu", *SMALL, "batch_size=2", "epochs=3")  # fmt: skip
+    assert [int(r["step"]) for r in rows(out)][-1] == 9
+    assert (out / "student.safetensors").is_file()
