@@ -113,7 +113,9 @@ def without_adapter(bundle: Bundle, path: Path) -> None:
     write_onnx(student.eval(), (size.height, size.width), path, adaptive=False)
 
 
-def node_call(bundle: Path, frame: Frame) -> tuple[Callable[[], object], Callable[[], None]]:
+def node_call(
+    bundle: Path, frame: Frame, threads: int | None
+) -> tuple[Callable[[], object], Callable[[], None]]:
     """The node's own image callback on a ready message, and what shuts the node down."""
     import rclpy
     from rclpy.parameter import Parameter
@@ -122,7 +124,8 @@ def node_call(bundle: Path, frame: Frame) -> tuple[Callable[[], object], Callabl
     from fieldsight.perception_node import PerceptionNode
 
     rclpy.init()
-    node = PerceptionNode(parameter_overrides=[Parameter("bundle", value=str(bundle))])
+    given = {"bundle": str(bundle), "threads": threads or 0}
+    node = PerceptionNode(parameter_overrides=[Parameter(k, value=v) for k, v in given.items()])
     node.trigger_configure()
     node.trigger_activate()
     message = Image(height=RAW_SIZE[0], width=RAW_SIZE[1], encoding="rgb8", step=RAW_SIZE[1] * 3)
@@ -157,7 +160,7 @@ def measure(args: argparse.Namespace, bundle: Bundle, plain: Path) -> dict[str, 
         del whole, perception
         gc.collect()
         if with_node:
-            answer, close = node_call(bundle.path, frame)
+            answer, close = node_call(bundle.path, frame, args.threads)
             taken.setdefault("ROS 2 node", []).extend(times_ms(answer, args.calls))
             close()
             del answer
