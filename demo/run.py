@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--labels", default="40", help="labelled images to fine-tune on")
     parser.add_argument("--student", default="mobilenetv4_conv_small")
     parser.add_argument("--distill-epochs", type=int, default=20)
-    parser.add_argument("--finetune-epochs", type=int, default=150)
+    parser.add_argument("--finetune-epochs", type=int, default=100)
     parser.add_argument("--frames", type=int, default=40, help="frames sent through ROS 2")
     parser.add_argument("--no-ros", action="store_true", help="leave the ROS 2 part out")
     parser.add_argument("--seed", type=int, default=0)
