@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from distill.settings import DistillSettings, FinetuneSettings, load_settings
-from edge_runtime.errors import FieldsightError, InputError, RefusedError
+from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
+from edge_runtime.terminal import console, run_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Distil large teachers into a small student."
 )
-console = Console()
 
 Out = Annotated[Path, typer.Option(help="Folder to write the run to.")]
 Config = Annotated[Path | None, typer.Option("--config", help="Recipe YAML.")]
@@ -227,15 +225,8 @@ def evaluate(
 
 
 def main() -> None:
-    """Entry point: errors become one clear line and an exit code."""
-    try:
-        app()
-    except RefusedError as error:
-        Console(stderr=True).print(f"[bold red]refused:[/] {error}", soft_wrap=True)
-        sys.exit(3)
-    except FieldsightError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The model bundle: the one thing that travels from workstation to robot.
 
 A folder `NAME.bundle/` with a `manifest.json` that lists every other file with its size and
-SHA-256. Opening verifies all of it; creating is atomic.
+SHA-256. Opening verifies all of it; creating and updating are atomic.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from edge_runtime.errors import BundleError, explain_validation
 from edge_runtime.files import atomic_folder, atomic_write_bytes, sha256
+from edge_runtime.manifest import SCHEMA_VERSION, FileSpec, Manifest
 
-SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 KNOWN_FILES = (
     "model.onnx",
+    "model.fp16.onnx",
     "model.int8.onnx",
     "model.int8-cpu.onnx",
     "student.safetensors",
@@ -32,111 +33,6 @@ KNOWN_FILES = (
     "canary.npz",
     "calibration.json",
 )
-Task = Literal["detection", "segmentation"]
-
-
-class Spec(BaseModel):
-    """Base of the manifest's parts: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class InputSpec(Spec):
-    """The network's image: `height` x `width` pixels and how a raw image is fitted into it."""
-
-    height: int = Field(gt=0, le=8192)
-    width: int = Field(gt=0, le=8192)
-    color: Literal["rgb"] = "rgb"
-    dtype: Literal["uint8"] = "uint8"
-    resize: Literal["stretch", "letterbox"] = "stretch"
-
-
-class TensorSpec(Spec):
-    """An input or output of the network; the shape is static."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-
-
-class ClassSpec(Spec):
-    """A class and the RGB colour it is drawn in."""
-
-    name: str
-    color: tuple[int, int, int]
-
-
-class AdapterPointSpec(Spec):
-    """A place in the network with a scale and a shift per channel."""
-
-    name: str
-    channels: int = Field(gt=0)
-
-
-class StudentSpec(Spec):
-    """What is needed to rebuild the network for training: trunk, head sizes, adapter layout."""
-
-    trunk: str
-    neck_width: int = Field(gt=0)
-    head_width: int = Field(gt=0)
-    head_depth: int = Field(ge=0)
-    adapter: list[AdapterPointSpec]
-
-
-class Provenance(Spec):
-    """Where the weights come from."""
-
-    teachers: list[str] = []
-    teacher_licence: str | None = None
-    data_digest: str | None = None
-    recipe: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-    git_commit: str | None = None
-
-
-class CameraSpec(Spec):
-    """Intrinsics of the camera whose lens perception should undistort.
-
-    `K` is the 3x3 camera matrix row by row (9 values, pixels at `width` x `height`), `D` the
-    distortion coefficients in OpenCV's order for `model` (names as in sensor_msgs/CameraInfo).
-    """
-
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
-    model: Literal["plumb_bob", "rational_polynomial", "equidistant"] = "plumb_bob"
-    K: list[float] = Field(min_length=9, max_length=9)
-    D: list[float]
-
-
-class FileSpec(Spec):
-    """Checksum and size of one file of the bundle."""
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class Manifest(Spec):
-    """`manifest.json`."""
-
-    schema_version: Literal[1] = 1
-    name: str
-    created: str
-    tasks: list[Task] = Field(min_length=1)
-    input: InputSpec
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    classes: dict[Task, list[ClassSpec]]
-    ignore_index: int | None = None
-    student: StudentSpec
-    provenance: Provenance = Provenance()
-    metrics: dict[str, Any] = {}
-    camera: CameraSpec | None = None
-    files: dict[str, FileSpec]
-
-    @property
-    def adapter_size(self) -> int:
-        """Length A of the adapter and statistics vectors."""
-        return 2 * sum(point.channels for point in self.student.adapter)
 
 
 def identity_adapter(manifest: Manifest) -> np.ndarray:
@@ -249,6 +145,32 @@ def create_bundle(
         _parse_manifest(raw, path)
         atomic_write_bytes(folder / MANIFEST, raw + b"\n")
     return open_bundle(path)
+
+
+def update_bundle(
+    bundle: Bundle,
+    files: Mapping[str, bytes | Path | None],
+    manifest_fields: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Replace, add or remove files of a bundle and fields of its manifest in one atomic step.
+
+    Args:
+        bundle: An opened bundle; its other files are kept as they are.
+        files: Content, or file to copy, by name; None removes that file.
+        manifest_fields: Fields of `Manifest` to replace.
+
+    Raises:
+        BundleError: Something is not acceptable; the bundle is unchanged.
+    """
+    bundle = open_bundle(bundle.path)  # what is carried over must still be what was listed
+    kept: dict[str, bytes | Path] = {name: bundle.file(name) for name in bundle.manifest.files}
+    for name, content in files.items():
+        if content is not None:
+            kept[name] = content
+        else:
+            kept.pop(name, None)
+    fields = bundle.manifest.model_dump(exclude={"files", "schema_version"})
+    return create_bundle(bundle.path, {**fields, **(manifest_fields or {})}, kept, overwrite=True)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from edge_runtime.bundle import CameraSpec
 from edge_runtime.errors import InputError
+from edge_runtime.manifest import CameraSpec
 
 PADDING = 114  # grey of the letterbox's bars
 UNSEEN = 255  # mask value of raw pixels outside the network's view

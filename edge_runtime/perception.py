@@ -8,12 +8,13 @@ from time import perf_counter
 
 import numpy as np
 
-from edge_runtime.bundle import Bundle, ClassSpec, Manifest, identity_adapter, open_bundle
+from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
 from edge_runtime.decode import decode_detections, decode_segmentation
 from edge_runtime.engines import open_engine
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.geometry import Geometry
+from edge_runtime.manifest import ClassSpec, Manifest
 from edge_runtime.selftest import run_canary
 
 _MAX_GEOMETRIES = 16

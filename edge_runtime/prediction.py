@@ -13,12 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_runtime.bundle import ClassSpec
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import FieldsightError, InputError
 from edge_runtime.files import atomic_write_bytes, atomic_write_text
 from edge_runtime.frames import Detections, Frame, Result
 from edge_runtime.images import read_image
+from edge_runtime.manifest import ClassSpec
 from edge_runtime.perception import Perception
 from edge_runtime.sources import FrameSource
 

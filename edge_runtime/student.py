@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_runtime.bundle import AdapterPointSpec, StudentSpec
 from edge_runtime.errors import InputError
 from edge_runtime.heads import DetectionHead, Neck, SegmentationHead
+from edge_runtime.manifest import AdapterPointSpec, StudentSpec
 
 TASKS = ("detection", "segmentation")
 _ADAPTED_REDUCTION = 8  # adapter points go down to this stride

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_runtime.bundle import Bundle, TensorSpec
+from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
+from edge_runtime.manifest import TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from edge_runtime.bundle import Bundle, TensorSpec
+from edge_runtime.bundle import Bundle
 from edge_runtime.engines import register_engine
 from edge_runtime.errors import BundleError, InputError
+from edge_runtime.manifest import TensorSpec
 
 log = logging.getLogger(__name__)
 _TYPES = {

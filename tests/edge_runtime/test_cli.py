@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
-from edge_runtime import cli
+from edge_runtime import cli, terminal
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.errors import RefusedError
 from edge_runtime.frames import Frame
@@ -26,8 +27,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fieldsight-run", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(width=200))
-        monkeypatch.setattr(cli, "errors", cli.Console(stderr=True, width=200))
+        monkeypatch.setattr(terminal, "console", Console(width=200))
+        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
         code = 0
         try:
             cli.main()

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.bundle import CameraSpec
 from edge_runtime.errors import InputError
 from edge_runtime.geometry import PADDING, UNSEEN, Geometry
+from edge_runtime.manifest import CameraSpec
 
 sides = st.integers(16, 200)
 PINHOLE = CameraSpec(

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 from edge_runtime import Detections, InputError, Result, Segmentation  # noqa: E402
-from edge_runtime.bundle import ClassSpec  # noqa: E402
+from edge_runtime.manifest import ClassSpec  # noqa: E402
 from fieldsight import conversions  # noqa: E402
 from fieldsight.monitor import MissedFrames  # noqa: E402
 from fieldsight.overlay import draw  # noqa: E402

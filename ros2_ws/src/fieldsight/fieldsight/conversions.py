@@ -21,7 +21,7 @@ from vision_msgs.msg import (
 )
 
 from edge_runtime import Detections, InputError
-from edge_runtime.bundle import ClassSpec
+from edge_runtime.manifest import ClassSpec
 
 
 @dataclass(frozen=True, slots=True)

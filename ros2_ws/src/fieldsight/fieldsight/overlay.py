@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from edge_runtime import Result
-from edge_runtime.bundle import ClassSpec
+from edge_runtime.manifest import ClassSpec
 
 _OPACITY = 0.45  # of the mask's colours
 

@@ -1,0 +1,14 @@
+"""`fieldsight-calibrate`: a file a command; each adds itself to `app` when imported."""
+
+from __future__ import annotations
+
+from calibration.cli.app import app
+from edge_runtime.terminal import run_app
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app)
+
+
+__all__ = ["app", "main"]
