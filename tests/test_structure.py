@@ -85,7 +85,9 @@ def test_rooms_import_downwards_only(folder: str, allowed: set[str]) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("modules", ["edge_runtime", "edge_runtime.perception, edge_runtime.cli, calibration.cli"])
+@pytest.mark.parametrize(
+    "modules", ["edge_runtime", "edge_runtime.perception, edge_runtime.cli, calibration.cli"]
+)
 def test_robot_runtime_imports_without_the_workstation(modules: str) -> None:
     result = run_with_blocked_imports(modules)
     assert result.returncode == 0, result.stderr
