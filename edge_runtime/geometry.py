@@ -1,7 +1,8 @@
 """From the raw camera image to the network's input, and back.
 
-Lens undistortion, letterbox or stretch are one precomputed mapping. Points use continuous pixel
-coordinates in which pixel i covers [i, i + 1): a box over a whole image of width W is 0 to W.
+Lens undistortion, letterbox or stretch are one precomputed mapping; a shrink by two or more
+averages over whole blocks of pixels first. Points use continuous pixel coordinates in which pixel
+i covers [i, i + 1): a box over a whole image of width W is 0 to W.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 
 from edge_runtime.errors import InputError
+from edge_runtime.lens import Lens
 from edge_runtime.manifest import CameraSpec
 
 PADDING = 114  # grey of the letterbox's bars
@@ -53,10 +55,10 @@ class Geometry:
         self._padded = (inner_h, inner_w) != (height, width)
         self._scale = np.array([inner_w / raw_width, inner_h / raw_height])  # x, y
         self._offset = np.array([left, top], np.float64)
-        self._halfway, self._interpolation = _shrinking(raw_size, (inner_h, inner_w))
+        lens = self._lens = Lens(camera, raw_size) if camera else None
+        self._halfway, self._interpolation = _shrinking(raw_size, (inner_h, inner_w), lens)
         self._mask_maps: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}
-        self._lens = _Lens(camera, raw_size) if camera else None
-        self._remap = self._input_maps() if self._lens else None
+        self._remap = self._input_maps(lens) if lens else None
 
     def to_network(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Fit a raw image into the network's input.
@@ -79,15 +81,15 @@ class Geometry:
             out[: rows.start] = out[rows.stop :] = PADDING
             out[:, : columns.start] = out[:, columns.stop :] = PADDING
         inner = out[self._inner]
+        if self._halfway is not None:
+            size = (self._halfway.shape[1], self._halfway.shape[0])
+            image = cv2.resize(image, size, dst=self._halfway, interpolation=cv2.INTER_AREA)
         if self._remap:
             border = (PADDING,) * 3
             cv2.remap(image, *self._remap, cv2.INTER_LINEAR, inner, cv2.BORDER_CONSTANT, border)
         elif inner.shape == image.shape:
             np.copyto(inner, image)
         else:
-            if self._halfway is not None:
-                size = (self._halfway.shape[1], self._halfway.shape[0])
-                image = cv2.resize(image, size, dst=self._halfway, interpolation=cv2.INTER_AREA)
             size = (inner.shape[1], inner.shape[0])
             cv2.resize(image, size, dst=inner, interpolation=self._interpolation)
         return out
@@ -105,6 +107,7 @@ class Geometry:
         corners = boxes.reshape(-1, 2, 2).astype(np.float64)
         corners = (corners - self._offset) / self._scale
         if self._lens is not None and len(corners):
+            corners = np.clip(corners, 0, [width, height])  # a lens model need not hold beyond
             outline = self._lens.distort(_outlines(corners))
             corners = np.stack([outline.min(axis=1), outline.max(axis=1)], axis=1)
         return np.clip(corners, 0, [width, height]).reshape(-1, 4).astype(np.float32)
@@ -116,7 +119,8 @@ class Geometry:
             mask: uint8 [h, w] covering the network's input, of any size.
 
         Returns:
-            uint8 [H, W] of the raw size, a new array.
+            uint8 [H, W] of the raw size, a new array; `UNSEEN` where a lens shows the network
+            nothing.
         """
         maps = self._mask_maps.get(mask.shape)
         if maps is None:
@@ -142,86 +146,49 @@ class Geometry:
         wide = np.empty((mask_size[0], len(columns)), np.uint8)
         return np.clip(rows, 0, mask_size[0] - 1), np.clip(columns, 0, mask_size[1] - 1), wide
 
-    def _input_maps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Raw pixel to read for each pixel of the inner part of the network's input."""
+    def _input_maps(self, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel to read, of the image or of the halfway one, for each of the inner part."""
         rows, columns = self._inner
         size = rows.stop - rows.start, columns.stop - columns.start
-        points = _pixel_centres(size) / self._scale
-        assert self._lens is not None
-        raw = self._lens.distort(points.reshape(1, -1, 2)).reshape(*size, 2) - 0.5
-        raw = raw.astype(np.float32)
-        return cv2.convertMaps(raw[..., 0], raw[..., 1], cv2.CV_16SC2)
+        source = lens.distort(_pixel_centres(size) / self._scale)
+        if self._halfway is not None:
+            height, width = self._halfway.shape[:2]
+            source *= np.array([width, height]) / self.raw_size[::-1]
+        source = (source - 0.5).astype(np.float32)
+        return cv2.convertMaps(source[..., 0], source[..., 1], cv2.CV_16SC2)
 
     def _output_maps(self, mask_size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-        """Mask pixel to read for each raw pixel; out of range where the view does not reach."""
-        points = _pixel_centres(self.raw_size)
-        if self._lens is not None:
-            points = self._lens.undistort(points.reshape(1, -1, 2)).reshape(points.shape)
+        """Mask pixel to read for each raw pixel; -1 where the view does not reach."""
+        assert self._lens is not None
+        points = self._lens.undistort(_pixel_centres(self.raw_size))
+        inside = np.all((points >= 0) & (points < self.raw_size[::-1]), axis=-1)  # NaN never is
         points = points * self._scale + self._offset
         height, width = self.net_size
         index = np.floor(points * [mask_size[1] / width, mask_size[0] / height])
-        index = np.clip(index, -1, 32000).astype(np.float32)
+        index = np.where(np.expand_dims(inside, -1), index, -1).astype(np.float32)
         return np.ascontiguousarray(index[..., 0]), np.ascontiguousarray(index[..., 1])
 
 
-class _Lens:
-    """Lens model between raw pixels and those of an undistorted image of the same size.
-
-    The undistorted image's camera matrix is chosen so that it holds no pixel without content
-    (OpenCV's `alpha = 0`, `balance = 0`); the outermost raw pixels may then lie outside of it.
-    """
-
-    def __init__(self, camera: CameraSpec, raw_size: tuple[int, int]) -> None:
-        height, width = raw_size
-        ratio = width / camera.width
-        if abs(camera.height * ratio - height) > 1:
-            raise InputError(
-                f"the camera was calibrated at {camera.width}x{camera.height}, but the image is "
-                f"{width}x{height}: the aspect differs; calibrate again or crop as then"
-            )
-        self.fisheye = camera.model == "equidistant"
-        self.matrix = np.array(camera.K, np.float64).reshape(3, 3)
-        self.matrix[:2] *= ratio
-        self.distortion = np.array(camera.D, np.float64)
-        if self.fisheye:
-            self.view = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
-                self.matrix, self.distortion, (width, height), np.eye(3), balance=0.0
-            )
-        else:
-            self.view, _ = cv2.getOptimalNewCameraMatrix(
-                self.matrix, self.distortion, (width, height), 0
-            )
-
-    def distort(self, points: np.ndarray) -> np.ndarray:
-        """Undistorted pixels [N, M, 2] to raw pixels [N, M, 2]."""
-        focal, centre = self.view[[0, 1], [0, 1]], self.view[:2, 2]
-        rays = (points.reshape(-1, 1, 2) - 0.5 - centre) / focal
-        if self.fisheye:
-            raw = cv2.fisheye.distortPoints(rays, self.matrix, self.distortion)
-        else:
-            rays = np.concatenate([rays, np.ones_like(rays[..., :1])], axis=-1)
-            zero = np.zeros(3)
-            raw, _ = cv2.projectPoints(rays, zero, zero, self.matrix, self.distortion)
-        return raw.reshape(points.shape) + 0.5
-
-    def undistort(self, points: np.ndarray) -> np.ndarray:
-        """Raw pixels [N, M, 2] to undistorted pixels [N, M, 2]."""
-        undistort = cv2.fisheye.undistortPoints if self.fisheye else cv2.undistortPoints
-        flat = points.reshape(-1, 1, 2) - 0.5
-        view = undistort(flat, self.matrix, self.distortion, R=np.eye(3), P=self.view)
-        return view.reshape(points.shape) + 0.5
-
-
-def _shrinking(raw_size: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray | None, int]:
+def _shrinking(
+    raw_size: tuple[int, int], size: tuple[int, int], lens: Lens | None
+) -> tuple[np.ndarray | None, int]:
     """How to shrink without aliasing: an array for a first step, if any, and the last step's way.
 
     Averaging over whole blocks is several times faster than over fractions of pixels, so a
-    shrink by 2.2 is one by 2 and a bilinear one by 1.1.
+    shrink by 2.2 is one by 2 and a bilinear one by 1.1. Through a lens the last step is a bilinear
+    remap, which needs the first one also where the blocks are not whole.
     """
-    if max(raw_size[0] / size[0], raw_size[1] / size[1]) <= 2:
+    shrink = np.array(raw_size) / size
+    if lens is not None:
+        shrink = (
+            shrink * (np.diag(lens.matrix) / np.diag(lens.view))[[1, 0]]
+        )  # in the picture's middle
+    if lens is None and shrink.max() <= 2:
         return None, _LINEAR
-    rows, columns = (max(1, raw // net) for raw, net in zip(raw_size, size, strict=True))
-    if raw_size[0] % rows or raw_size[1] % columns:
+    rows, columns = (max(1, int(factor)) for factor in shrink)
+    if max(rows, columns) == 1:
+        return None, _LINEAR
+    if lens is None and (raw_size[0] % rows or raw_size[1] % columns):
         return None, cv2.INTER_AREA
     return np.empty((raw_size[0] // rows, raw_size[1] // columns, 3), np.uint8), _LINEAR
 

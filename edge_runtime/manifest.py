@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 SCHEMA_VERSION = 1
 Task = Literal["detection", "segmentation"]
+# How many distortion coefficients each lens model may come with.
+COEFFICIENTS = {
+    "plumb_bob": (0, 4, 5),
+    "rational_polynomial": (0, 8, 12, 14),
+    "equidistant": (0, 4),
+}
 
 
 class Spec(BaseModel):
@@ -73,14 +79,25 @@ class CameraSpec(Spec):
     """Intrinsics of the camera whose lens perception should undistort.
 
     `K` is the 3x3 camera matrix row by row (9 values, pixels at `width` x `height`), `D` the
-    distortion coefficients in OpenCV's order for `model` (names as in sensor_msgs/CameraInfo).
+    distortion coefficients in OpenCV's order for `model` (names as in sensor_msgs/CameraInfo):
+    k1 k2 p1 p2 k3 for a plumb bob, three to nine more for a rational polynomial, k1 to k4 for an
+    equidistant (fisheye) lens. None at all mean a lens without distortion.
     """
 
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     model: Literal["plumb_bob", "rational_polynomial", "equidistant"] = "plumb_bob"
-    K: list[float] = Field(min_length=9, max_length=9)
-    D: list[float]
+    K: list[FiniteFloat] = Field(min_length=9, max_length=9)
+    D: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _is_a_camera(self) -> CameraSpec:
+        if self.K[0] <= 0 or self.K[4] <= 0 or self.K[6:] != [0, 0, 1]:
+            raise ValueError("K needs positive focal lengths and 0 0 1 as its last row")
+        if len(self.D) not in (lengths := COEFFICIENTS[self.model]):
+            wanted = " or ".join(map(str, lengths))
+            raise ValueError(f"D has {len(self.D)} coefficients; {self.model} takes {wanted}")
+        return self
 
 
 class TensorRTSpec(Spec):
