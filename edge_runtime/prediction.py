@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_runtime.datasets import Dataset
+from edge_runtime.datasets import Dataset, load_dataset
 from edge_runtime.errors import FieldsightError, InputError
 from edge_runtime.files import atomic_write_bytes, atomic_write_text
 from edge_runtime.frames import Detections, Frame, Result
 from edge_runtime.images import read_image
 from edge_runtime.manifest import ClassSpec
 from edge_runtime.perception import Perception
-from edge_runtime.sources import FrameSource
+from edge_runtime.sources import FrameSource, open_source
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,17 @@ class DatasetFrames(FrameSource):
                 log.warning("skipped: %s", error)
                 continue
             yield Frame(image, sample.image.stat().st_mtime_ns, sample.stem)
+
+
+def open_frames(source: str, limit: int | None = None) -> FrameSource:
+    """Frames of a ``dataset.yaml[:SPLIT]``, an image, a folder, a video or "camera:INDEX".
+
+    Raises:
+        InputError: There is nothing to read there.
+    """
+    if re.search(r"\.ya?ml(:[^/]*)?$", source):
+        return DatasetFrames(load_dataset(source), limit)
+    return open_source(source, limit)
 
 
 class Overlay:

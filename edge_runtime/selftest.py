@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,7 @@ def run_canary(bundle: Bundle, engine: Engine) -> dict[str, float]:
         if "mask" in expected:
             masks.append(float((expected["mask"] == outputs["mask"]).mean()))
         if {"boxes", "scores", "labels"} <= expected.keys():
-            hits, total = _boxes_found(expected, outputs, tolerance)
+            hits, total = boxes_found(expected, outputs, tolerance.iou, tolerance.score)
             found[0] += hits
             found[1] += total
     report = {"frames": float(len(canary["images"]))}
@@ -100,17 +101,25 @@ def _load(bundle: Bundle) -> dict[str, np.ndarray]:
     return canary
 
 
-def _boxes_found(expected: dict, outputs, tolerance: _Tolerance) -> tuple[int, int]:
-    """How many confident expected boxes have a counterpart, of how many."""
+def boxes_found(
+    expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], iou: float, score: float
+) -> tuple[int, int]:
+    """How many confident boxes have a counterpart, of how many.
+
+    Args:
+        expected: `boxes` float [K, 4] xyxy, `scores` [K], `labels` [K]; those that score at least
+            0.3 count.
+        outputs: The same of another network; any of its boxes may be a counterpart.
+        iou: Least overlap of counterparts, which are of one class.
+        score: Most their scores may differ.
+    """
     sure = expected["scores"] >= _SURE
     hits = 0
-    for box, score, label in zip(
+    for box, value, label in zip(
         expected["boxes"][sure], expected["scores"][sure], expected["labels"][sure], strict=True
     ):
-        alike = (outputs["labels"] == label) & (
-            np.abs(outputs["scores"] - score) <= tolerance.score
-        )
-        hits += bool((_iou(box, outputs["boxes"][alike]) >= tolerance.iou).any())
+        alike = (outputs["labels"] == label) & (np.abs(outputs["scores"] - value) <= score)
+        hits += bool((_iou(box, outputs["boxes"][alike]) >= iou).any())
     return hits, int(sure.sum())
 
 

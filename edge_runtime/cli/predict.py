@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,14 +34,15 @@ def predict(
     json_file: JsonFile = None,
 ) -> None:
     """Write overlays, masks, predictions.jsonl and COCO results for images or video."""
-    from edge_runtime.prediction import PredictionWriter
+    from edge_runtime.prediction import DatasetFrames, DatasetIds, PredictionWriter, open_frames
     from edge_runtime.prediction import predict as run
     from edge_runtime.telemetry import LatencyWindow
 
     perception = Perception(
         bundle, backend, precision, score_threshold, iou_threshold, threads=threads
     )
-    frames, ids = _frames(source, limit)
+    frames = open_frames(source, limit)
+    ids = frames.ids if isinstance(frames, DatasetFrames) else DatasetIds()
     latency = LatencyWindow()
     with frames, terminal.progress_bar() as progress:
         bar = progress.add_task("predict", total=frames.length)
@@ -72,16 +72,3 @@ def predict(
     for path in written:
         terminal.console.print(f"  {path}", highlight=False, soft_wrap=True)
     terminal.next_command("fieldsight-run", "benchmark", bundle)
-
-
-def _frames(source: str, limit: int | None) -> tuple[Any, Any]:
-    """Frames of `source`, with the COCO ids of a dataset if it is one."""
-    from edge_runtime.prediction import DatasetFrames, DatasetIds
-    from edge_runtime.sources import open_source
-
-    if not re.search(r"\.ya?ml(:[^/]*)?$", source):
-        return open_source(source, limit), DatasetIds()
-    from edge_runtime.datasets import load_dataset
-
-    frames = DatasetFrames(load_dataset(source), limit)
-    return frames, frames.ids
