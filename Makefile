@@ -1,4 +1,4 @@
-# make setup | test | lint | demo [DATA=path/to/dataset.yaml] | clean
+# make setup | test | lint | demo [DATA=path/to/dataset.yaml] | jetson-image [JETPACK=6|7] | clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -8,14 +8,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+SHELL_SCRIPTS := .ci/run scripts/flash-jetson.sh $(wildcard deploy/*/*.sh)
 SOURCES := edge_runtime calibration distill tests demo benchmarks scripts ros2_ws/src
 
-.PHONY: help setup lint format test demo clean
+.PHONY: help setup lint format test demo jetson-image clean
 
 help:
 	@echo "make setup   create $(VENV) and install everything the project needs"
 	@echo "make test    lint, types, import rules and tests"
 	@echo "make demo    from unlabelled images to ROS 2 detections; DATA=path/to/dataset.yaml for your own"
+	@echo "make jetson-image JETPACK=6   container image for a Jetson with JetPack 6 or 7; see docs/jetson.md"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make clean   remove caches and build products; keeps $(VENV) and out/"
 
@@ -34,6 +36,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile.jetson; fi
+	$(BIN)/shellcheck -x $(SHELL_SCRIPTS)
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -44,6 +48,18 @@ test: lint
 
 demo: setup
 	$(BIN)/python demo/run.py $(if $(DATA),--data $(DATA))
+
+JETPACK ?= 6
+IMAGE ?= fieldsight:jetpack$(JETPACK)
+# On an x86-64 machine docker emulates arm64: docker run --privileged tonistiigi/binfmt --install arm64
+jetson-image:
+	case "$(JETPACK)" in 6|7) ;; *) echo "error: JETPACK is '$(JETPACK)', expected 6 or 7" >&2; exit 2;; esac
+	docker buildx version > /dev/null || { echo "error: docker buildx is absent; install docker-buildx" >&2; exit 2; }
+	docker buildx build --platform linux/arm64 --load --file Dockerfile.jetson \
+		--build-arg JETPACK=$(JETPACK) $(if $(TENSORRT),--build-arg TENSORRT=$(TENSORRT)) \
+		--build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null || echo unknown) \
+		--tag $(IMAGE) .
+	@echo "next: scripts/flash-jetson.sh HOST NAME.bundle --image $(IMAGE)"
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
