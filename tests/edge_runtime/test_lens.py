@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from edge_runtime.errors import InputError
-from edge_runtime.geometry import PADDING, UNSEEN, Geometry
+from edge_runtime.geometry import UNSEEN, Geometry
 from edge_runtime.lens import WIDEST_VIEW_DEG, Lens
 from edge_runtime.manifest import CameraSpec
 
