@@ -38,15 +38,25 @@ class Engine(Protocol):
 
 EngineFactory = Callable[[Bundle, str, int | None], Engine]
 _FACTORIES: dict[str, EngineFactory] = {}
-_MODULES = ("onnxruntime",)  # modules of this package, imported when an engine is opened
+_OBSTACLES: dict[str, Callable[[], str | None]] = {}
+# Modules of this package, imported when an engine is opened; "auto" takes the first that works.
+_MODULES = ("tensorrt", "onnxruntime")
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
 
 
-def register_engine(name: str) -> Callable[[EngineFactory], EngineFactory]:
-    """Register a backend: a callable of bundle, precision and number of threads."""
+def register_engine(
+    name: str, why_unavailable: Callable[[], str | None] = lambda: None
+) -> Callable[[EngineFactory], EngineFactory]:
+    """Register a backend: a callable of bundle, precision and number of threads.
+
+    Args:
+        name: What `backend` calls it.
+        why_unavailable: Says what keeps it from working on this machine; None if nothing does.
+    """
 
     def register(factory: EngineFactory) -> EngineFactory:
         _FACTORIES[name] = factory
+        _OBSTACLES[name] = why_unavailable
         return factory
 
     return register
@@ -59,7 +69,8 @@ def open_engine(
 
     Args:
         bundle: An opened bundle.
-        backend: "auto", or a backend's name; a name that cannot be had is an error.
+        backend: A backend's name, or "auto": TensorRT where it imports and a GPU answers, else
+            ONNX Runtime. The log says which and why. A name that cannot be had is an error.
         precision: "auto", "fp32", "fp16" or "int8"; likewise.
         threads: CPU threads for one inference; the backend's own choice if None.
 
@@ -71,15 +82,28 @@ def open_engine(
     if precision not in PRECISIONS:
         raise InputError(f"precision '{precision}' is unknown; expected {', '.join(PRECISIONS)}")
     if backend == "auto":
-        backend = "onnxruntime"
-        log.info("engine: onnxruntime, the only backend available on this machine")
+        backend = _first_that_works()
     elif backend not in _FACTORIES:
-        have = ", ".join(sorted(_FACTORIES))
         raise InputError(
             f"backend '{backend}' is not available on this machine with this version of "
-            f"fieldsight; available: {have}. Use --backend auto to take what there is"
+            f"fieldsight; available: {', '.join(sorted(_FACTORIES))}. "
+            "Use --backend auto to take what there is"
         )
+    elif reason := _OBSTACLES[backend]():
+        raise InputError(f"backend '{backend}' is not available on this machine: {reason}")
     return _FACTORIES[backend](bundle, precision, threads)
+
+
+def _first_that_works() -> str:
+    reasons = []
+    for name in _MODULES:
+        reason = _OBSTACLES[name]()
+        if reason is None:
+            because = "; ".join(reasons) or "it works here and is the fastest"
+            log.info("engine: %s, because %s", name, because)
+            return name
+        reasons.append(f"{name} is not available: {reason}")
+    raise InputError("no backend works on this machine: " + "; ".join(reasons))
 
 
 __all__ = ["PRECISIONS", "Engine", "open_engine", "register_engine"]
