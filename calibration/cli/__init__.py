@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibration.cli import camera, fp16  # noqa: I001
 from calibration.cli.app import app
 from edge_runtime.terminal import run_app
 
@@ -11,4 +12,4 @@ def main() -> None:
     run_app(app)
 
 
-__all__ = ["app", "main"]
+__all__ = ["app", "camera", "fp16", "main"]

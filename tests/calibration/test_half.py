@@ -1,0 +1,336 @@
+"""FP16: types, precision where it counts, overflow, the gate, and the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from block_scene import SIZE, draw_block
+from onnx import ModelProto, TensorProto, numpy_helper
+from rich.console import Console
+
+from calibration import cli
+from calibration.half import tensor_types, to_half
+from calibration.rounding import not_finite, overflowing, peaks, rounded
+from edge_runtime import terminal
+from edge_runtime.bundle import Bundle, identity_adapter, open_bundle, update_bundle
+from edge_runtime.errors import InputError, RefusedError
+
+Outputs = dict[str, np.ndarray]
+
+
+def frames(count: int = 4) -> list[np.ndarray]:
+    """Blocks that training did not see, at network size."""
+    return [cv2.resize(draw_block(100 + i)[0], SIZE[::-1]) for i in range(count)]
+
+
+def run(model: ModelProto, image: np.ndarray, adapter: np.ndarray) -> Outputs:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs()]
+    values = session.run(names, {"image": image[None], "adapter": adapter})
+    return dict(zip(names, values, strict=True))
+
+
+@pytest.fixture
+def network(bundle: Bundle) -> ModelProto:
+    return onnx.load(bundle.file("model.onnx"))
+
+
+@pytest.fixture
+def adapter(bundle: Bundle) -> np.ndarray:
+    return identity_adapter(bundle.manifest)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run `fieldsight-calibrate fp16`; gives exit code and what was said."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fieldsight-calibrate", "fp16", *map(str, arguments)])
+        monkeypatch.setattr(terminal, "console", Console(width=200))
+        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+def make_overflow(network: ModelProto, factor: float) -> tuple[str, str]:
+    """Scale a convolution up and the one behind its ReLU down: the same network in FP32.
+
+    Returns:
+        The names of both nodes.
+    """
+    weights = {tensor.name: tensor for tensor in network.graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    for node in network.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def scale(name: str, by: float) -> None:
+        values = numpy_helper.to_array(weights[name]) * np.float32(by)
+        weights[name].CopyFrom(numpy_helper.from_array(values, name))
+
+    for first in network.graph.node:
+        relu = readers.get(first.output[0], [None])[0]
+        if first.op_type != "Conv" or relu is None or relu.op_type != "Relu":
+            continue
+        behind = readers[relu.output[0]]
+        if len(behind) == 1 and behind[0].op_type == "Conv":
+            for name in first.input[1:]:
+                scale(name, factor)
+            scale(behind[0].input[1], 1 / factor)
+            return first.name, behind[0].name
+    raise AssertionError("no two convolutions with a ReLU between them")
+
+
+def test_interface_stays_and_convolutions_are_half(network: ModelProto) -> None:
+    before = network.SerializeToString()
+    half = to_half(network)
+    assert network.SerializeToString() == before, "the source was changed"
+    for kind in ("input", "output"):
+        old, new = getattr(network.graph, kind), getattr(half.graph, kind)
+        assert [v.SerializeToString() for v in old] == [v.SerializeToString() for v in new]
+    types = tensor_types(half)
+    convolutions = [node for node in half.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) > 50
+    for node in convolutions:
+        assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}
+    for node in half.graph.node:
+        if node.op_type in ("Add", "Mul", "Sub", "Div", "Concat"):
+            assert len({types[name] for name in (*node.input, *node.output)}) == 1, node.name
+
+
+def test_what_needs_fp32_never_passes_through_fp16(network: ModelProto) -> None:
+    half = to_half(network)
+    types = tensor_types(half)
+    producer = {name: node for node in half.graph.node for name in node.output}
+    operators = {"Sub", "Div", "Softplus", "Sigmoid", "ReduceMean", "Concat"}
+    for node in half.graph.node:
+        floats = [n for n in node.input if types.get(n) == TensorProto.FLOAT]
+        for name in floats if node.op_type in operators else []:
+            source = producer.get(name)
+            if source is not None and source.op_type == "Cast":
+                upstream = producer.get(source.input[0])
+                assert upstream is None or upstream.op_type != "Cast", f"{node.name}: round trip"
+    boxes = producer["boxes"]
+    assert {types[name] for name in boxes.input} == {TensorProto.FLOAT, TensorProto.INT64}
+    assert types[producer["scores"].input[0]] == TensorProto.FLOAT
+
+
+def test_rounded_twin_agrees_with_fp32_to_half_precision(
+    network: ModelProto, adapter: np.ndarray
+) -> None:
+    twin = rounded(to_half(network))
+    rng = np.random.default_rng(0)
+    moved = adapter + rng.uniform(-0.1, 0.1, len(adapter)).astype(np.float32)
+    differs = False
+    for image in frames():
+        for given in (adapter, moved):
+            expected, found = run(network, image, given), run(twin, image, given)
+            assert (expected["mask"] == found["mask"]).mean() > 0.995
+            spread = np.abs(expected["statistics"]) + 0.05
+            assert (np.abs(expected["statistics"] - found["statistics"]) / spread).max() < 0.02
+            sure = expected["scores"] > 0.3
+            assert sure.any(), "the student finds its block"
+            best = np.abs(expected["boxes"][sure][0] - found["boxes"]).max(axis=1).min()
+            assert best < 0.1, "pixels"
+            assert np.abs(expected["scores"][sure][0] - found["scores"]).min() < 5e-3
+            differs |= not np.array_equal(expected["statistics"], found["statistics"])
+    assert differs, "nothing was rounded"
+
+
+def test_the_file_itself_runs_and_the_twin_stands_for_it(
+    network: ModelProto, adapter: np.ndarray
+) -> None:
+    half = to_half(network)
+    for image in frames(2):
+        file, twin = run(half, image, adapter), run(rounded(half), image, adapter)
+        assert (file["mask"] == twin["mask"]).mean() > 0.995
+        np.testing.assert_allclose(file["statistics"], twin["statistics"], rtol=0.05, atol=0.02)
+
+
+def test_overflow_is_found_on_real_frames_and_kept_in_fp32(
+    network: ModelProto, adapter: np.ndarray
+) -> None:
+    reference = run(network, frames(1)[0], adapter)
+    pair = make_overflow(network, 1e5)
+    assert not_finite(rounded(to_half(network)), frames(), adapter) is not None
+    found = overflowing(network, peaks(network, frames(), adapter))
+    assert set(pair) <= set(found)
+    assert len(found) < 10, "only the layers around it"
+    mended = rounded(to_half(network, found))
+    assert not_finite(mended, frames(), adapter) is None
+    mask = run(mended, frames(1)[0], adapter)["mask"]
+    assert (mask == reference["mask"]).mean() > 0.995
+
+
+def test_the_margin_keeps_layers_that_come_near(network: ModelProto, adapter: np.ndarray) -> None:
+    values = peaks(network, frames(), adapter)
+    assert overflowing(network, values) == []
+    name = max(values, key=values.__getitem__)
+    assert overflowing(network, {**values, name: 16000.0}) == []
+    assert overflowing(network, {**values, name: 17000.0}) != []
+
+
+def test_constants_beyond_fp16_keep_their_node_in_fp32(network: ModelProto) -> None:
+    convolution = next(node for node in network.graph.node if node.op_type == "Conv")
+    for tensor in network.graph.initializer:
+        if tensor.name == convolution.input[1]:
+            values = numpy_helper.to_array(tensor).copy()
+            values.flat[0] = 1e6
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert convolution.name in overflowing(network, {})
+    kept = {t.name: t for t in to_half(network).graph.initializer}[convolution.input[1]]
+    assert numpy_helper.to_array(kept).flat[0] == np.float32(1e6)
+
+
+def test_wrong_networks_are_named(network: ModelProto) -> None:
+    with pytest.raises(InputError, match="FP16 tensors already"):
+        to_half(to_half(network))
+    with pytest.raises(InputError, match="no node 'nothing'"):
+        to_half(network, ["nothing"])
+    network.graph.node[5].input[0] = "nowhere"
+    with pytest.raises(InputError, match="FP16"):
+        to_half(network)
+
+
+def test_the_command_writes_a_judged_file(
+    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "fp16.json"
+    code, said = command(bundle.path, "--data", f"{blocks}:val", "--json", report)
+    assert code == 0, said
+    figures = json.loads(report.read_text())
+    assert figures["accepted"] and figures["judged_by"] == "labels"
+    assert figures["layers_in_float"] == []
+    before, after = figures["before"], figures["after"]
+    assert before["segmentation"]["miou"] > 0.7, "the student has learnt"
+    assert abs(before["segmentation"]["miou"] - after["segmentation"]["miou"]) < 0.002
+    assert abs(before["detection"]["map_50"] - after["detection"]["map_50"]) < 0.002
+    written = open_bundle(bundle.path)
+    assert written.has("model.fp16.onnx")
+    record = json.loads(written.file("calibration.json").read_text())
+    assert record["fp16"] == figures
+    onnx.checker.check_model(onnx.load(written.file("model.fp16.onnx")), full_check=True)
+    code, said = command(bundle.path, "--data", f"{blocks}:val")
+    assert code == 0, "a second run replaces the file"
+
+
+def test_without_labels_agreement_decides_and_sizes_may_differ(
+    command: Any, bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(9):
+        image = draw_block(200 + i)[0]
+        size = (120 + 16 * i, 80 + 4 * i)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(image, size))
+    report = tmp_path / "fp16.json"
+    code, said = command(bundle.path, "--data", folder, "--json", report)
+    assert code == 0, said
+    figures = json.loads(report.read_text())
+    assert figures["judged_by"] == "agreement" and figures["frames"] == 9
+    assert figures["after"]["agreement"]["masks"] > 0.99
+
+
+def test_a_drop_beyond_the_budget_is_refused(
+    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
+) -> None:
+    folder = blocks.parent / "images"
+    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
+    report = tmp_path / "fp16.json"
+    code, said = command(bundle.path, "--data", folder, "--budget", "0", "--json", report)
+    assert code == 3 and "the bundle is unchanged" in said
+    assert not json.loads(report.read_text())["accepted"]
+    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
+
+
+def spoil(bundle: Bundle, change: Callable[[ModelProto], object]) -> Bundle:
+    network = onnx.load(bundle.file("model.onnx"))
+    change(network)
+    return update_bundle(bundle, {"model.onnx": network.SerializeToString()})
+
+
+def test_overflowing_layers_are_named_in_the_report(
+    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
+) -> None:
+    spoil(bundle, lambda network: make_overflow(network, 1e5))
+    report = tmp_path / "fp16.json"
+    code, said = command(bundle.path, "--data", f"{blocks}:val", "--json", report)
+    assert code == 0, said
+    figures = json.loads(report.read_text())
+    assert 2 <= len(figures["layers_in_float"]) < 10
+    assert any("trunk.body" in name for name in figures["layers_in_float"])
+    assert figures["largest_value"]["value"] > 16376
+
+
+def set_nan(network: ModelProto) -> None:
+    node = next(node for node in network.graph.node if node.op_type == "Conv")
+    for tensor in network.graph.initializer:
+        if tensor.name == node.input[1]:
+            values = numpy_helper.to_array(tensor).copy()
+            values.flat[0] = np.nan
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def test_weights_that_are_not_finite_are_refused(
+    command: Any, bundle: Bundle, blocks: Path
+) -> None:
+    spoil(bundle, set_nan)
+    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
+    code, said = command(bundle.path, "--data", f"{blocks}:val")
+    assert code == 3 and "not finite" in said
+    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
+
+
+def test_a_bundle_that_is_fp16_already_is_named(command: Any, bundle: Bundle, blocks: Path) -> None:
+    network = onnx.load(bundle.file("model.onnx"))
+    update_bundle(bundle, {"model.onnx": to_half(network).SerializeToString()})
+    code, said = command(bundle.path, "--data", f"{blocks}:val")
+    assert code == 2 and "FP16 tensors already" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09\x3a\xff\xff\xff\xff\x0f"])
+def test_a_file_that_is_no_network_is_named(
+    command: Any, bundle: Bundle, blocks: Path, content: bytes
+) -> None:
+    update_bundle(bundle, {"model.onnx": content})
+    code, said = command(bundle.path, "--data", f"{blocks}:val")
+    assert code == 2 and "Traceback" not in said
+
+
+def test_empty_and_absent_data_are_named(command: Any, bundle: Bundle, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, said = command(bundle.path, "--data", empty)
+    assert code == 2 and "no images" in said
+    code, said = command(bundle.path, "--data", tmp_path / "nowhere")
+    assert code == 2 and "does not exist" in said
+    shutil.rmtree(bundle.path)
+    code, said = command(bundle.path, "--data", empty)
+    assert code == 2
+
+
+def test_values_that_are_not_finite_stop_the_search(
+    network: ModelProto, adapter: np.ndarray
+) -> None:
+    set_nan(network)
+    with pytest.raises(RefusedError, match="not finite"):
+        peaks(network, frames(1), adapter)
