@@ -100,7 +100,7 @@ def _progress() -> Iterator[Progress]:
 
 def _report(prepared: Prepared, json_file: JsonFile) -> None:
     engine = prepared.engine
-    report = {
+    report: dict[str, Any] = {
         "engine": engine.name,
         "plan": str(prepared.plan),
         "bytes": prepared.plan.stat().st_size,

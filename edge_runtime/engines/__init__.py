@@ -95,7 +95,7 @@ def open_engine(
 
 
 def _first_that_works() -> str:
-    reasons = []
+    reasons: list[str] = []
     for name in _MODULES:
         reason = _OBSTACLES[name]()
         if reason is None:

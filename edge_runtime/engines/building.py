@@ -251,8 +251,11 @@ def _parser_errors(parser: tensorrt.OnnxParser, source: str) -> str:
     lines = [f"{source}: TensorRT cannot read this network; simplify or export it again:"]
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        node = f"node '{error.node_name()}' ({error.node_operator()})"
-        lines.append(f"  {node}: {error.code().name}: {error.desc()}")
+        operator, text = error.node_operator(), error.desc()
+        node = f"node '{error.node_name()}' ({operator})"
+        lines.append(f"  {node}: {error.code().name}: {text}")
+        if "Plugin not found" in text:  # how TensorRT says that it does not know an operator
+            lines.append(f"  TensorRT has no operator {operator}: express it by standard ones")
     return "\n".join(lines)
 
 

@@ -267,8 +267,8 @@ class OnnxParser(_Imitation):
             return False
         for node in nodes:
             if node.domain not in ("", "ai.onnx"):
-                text = f"No importer registered for op: {node.op_type}"
-                found = codes.UNSUPPORTED_NODE, text, node.name or node.output[0], node.op_type
+                text = "Plugin not found, are the plugin name, version, and namespace correct?"
+                found = codes.INVALID_NODE, text, node.name or node.output[0], node.op_type
                 self._errors.append(self.trt.ParserError(*found))
         self._network._model = model
         self._network._layers = [self.trt.ILayer(node.name or node.output[0]) for node in nodes]
