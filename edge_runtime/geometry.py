@@ -185,7 +185,7 @@ def _shrinking(
         )  # in the picture's middle
     if lens is None and shrink.max() <= 2:
         return None, _LINEAR
-    rows, columns = (max(1, int(factor)) for factor in shrink)
+    rows, columns = np.clip(shrink, 1, raw_size).astype(int).tolist()
     if max(rows, columns) == 1:
         return None, _LINEAR
     if lens is None and (raw_size[0] % rows or raw_size[1] % columns):

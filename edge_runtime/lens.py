@@ -58,14 +58,25 @@ class Lens:
         self.view = self._model.view(self.matrix, self.distortion, (width, height))
         least = np.array([width, height]) / 2 / np.tan(np.radians(WIDEST_VIEW_DEG / 2))
         focal = self.view[[0, 1], [0, 1]]
-        if not np.isfinite(self.view).all() or (focal <= 0).any():
+        if (focal > 0).all() and (focal < least).any():
+            self.view[[0, 1], [0, 1]] = focal * (least / focal).max()
+            self.view[:2, 2] = self.matrix[:2, 2]
+        if not self._shows(width, height):
             raise InputError(
                 f"the camera's intrinsics (K {camera.K}, D {camera.D}, {camera.model}) leave "
                 "nothing of the image; calibrate it again"
             )
-        if (focal < least).any():
-            self.view[[0, 1], [0, 1]] = focal * (least / focal).max()
-            self.view[:2, 2] = self.matrix[:2, 2]
+
+    def _shows(self, width: int, height: int) -> bool:
+        """Whether most of the undistorted image lies within the raw one, and nowhere far off."""
+        focal = self.view[[0, 1], [0, 1]]
+        if not np.isfinite(self.view).all() or (focal <= 0).any():
+            return False
+        x, y = np.meshgrid(np.linspace(0, width, 17), np.linspace(0, height, 17))
+        with np.errstate(all="ignore"):
+            places = self.distort(np.stack([x, y], -1)) / [width, height]
+        near = np.all(np.abs(places - 0.5) <= 0.5 + 1e-3, axis=-1)
+        return bool(np.all(np.abs(places) < 10) and near.mean() > 0.5)
 
     def distort(self, points: np.ndarray) -> np.ndarray:
         """Undistorted pixels to raw pixels, float64 [..., 2]."""

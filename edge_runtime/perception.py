@@ -14,7 +14,7 @@ from edge_runtime.engines import open_engine
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.geometry import Geometry
-from edge_runtime.manifest import ClassSpec, Manifest
+from edge_runtime.manifest import CameraSpec, ClassSpec, Manifest
 from edge_runtime.selftest import run_canary
 
 _MAX_GEOMETRIES = 16
@@ -57,6 +57,7 @@ class Perception:
         _check_contract(self)
         self._inputs = {name: self.engine.input_buffer(name) for name in self.engine.inputs}
         self._image = self._inputs["image"][0]
+        self._camera = self.manifest.camera
         self._geometries: dict[tuple[int, ...], Geometry] = {}
         self._loaded: np.ndarray | None = None
         self._adapter = identity_adapter(self.manifest)
@@ -125,6 +126,20 @@ class Perception:
             raise InputError(f"adapter holds {bad} values that are not finite; refused")
         self._adapter = adapter
 
+    @property
+    def camera(self) -> CameraSpec | None:
+        """The camera whose lens is undistorted, if any; that of the bundle until another is set.
+
+        Setting it takes effect with the next frame. Results stay in the raw image's pixels.
+        """
+        return self._camera
+
+    @camera.setter
+    def camera(self, camera: CameraSpec | None) -> None:
+        if camera != self._camera:
+            self._camera = camera
+            self._geometries = {}
+
     def classes(self, task: str) -> list[ClassSpec]:
         """Names and colours of a task's classes, in the order of label or mask value."""
         for name, classes in self.manifest.classes.items():
@@ -134,7 +149,8 @@ class Perception:
 
     def geometry(self, image: np.ndarray) -> Geometry:
         """The mapping for images of this size; made once a size."""
-        geometry = self._geometries.get(image.shape)
+        geometries, camera = self._geometries, self._camera
+        geometry = geometries.get(image.shape)
         if geometry is None:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
                 raise InputError(
@@ -142,10 +158,10 @@ class Perception:
                 )
             spec = self.manifest.input
             size = image.shape[0], image.shape[1]
-            geometry = Geometry(size, (spec.height, spec.width), spec.resize, self.manifest.camera)
-            if len(self._geometries) >= _MAX_GEOMETRIES:
-                self._geometries.pop(next(iter(self._geometries)))
-            self._geometries[image.shape] = geometry
+            geometry = Geometry(size, (spec.height, spec.width), spec.resize, camera)
+            if len(geometries) >= _MAX_GEOMETRIES:
+                geometries.pop(next(iter(geometries)))
+            geometries[image.shape] = geometry
         return geometry
 
     def self_test(self) -> dict[str, float]:

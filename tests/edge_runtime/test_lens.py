@@ -196,13 +196,19 @@ def test_impossible_intrinsics_are_refused(changes: dict, says: str) -> None:
         CameraSpec.model_validate({**CAMERAS["plumb_bob"].model_dump(), **changes})
 
 
-def test_intrinsics_that_leave_no_picture_are_refused() -> None:
-    camera = CameraSpec(
-        width=640,
-        height=480,
-        model="equidistant",
-        K=[500, 0, 320, 0, 500, 240, 0, 0, 1],
-        D=[1e300, 1e300, 1e300, 1e300],
-    )
+@pytest.mark.parametrize(
+    ("model", "focal", "coefficients"),
+    [
+        ("equidistant", 500.0, [1e300] * 4),
+        ("plumb_bob", 500.0, [1e300] * 5),
+        ("plumb_bob", 1e-300, [0.1] * 5),
+        ("rational_polynomial", 500.0, [-1e12, 0, 0, 0, 0, -1, 0, 0]),
+    ],
+)
+def test_intrinsics_that_leave_no_picture_are_refused(
+    model: str, focal: float, coefficients: list[float]
+) -> None:
+    fields = {"width": 640, "height": 480, "model": model, "D": coefficients}
+    camera = CameraSpec(**fields, K=[focal, 0, 1e9, 0, focal, 240, 0, 0, 1])
     with pytest.raises(InputError, match="calibrate it again"):
-        Lens(camera, SIZE)
+        Geometry(SIZE, (240, 320), camera=camera)

@@ -13,7 +13,15 @@ _LEVELS = {
     "stale": DiagnosticStatus.WARN,
     "error": DiagnosticStatus.ERROR,
 }
-COUNTS = ("frames", "dropped_stale", "dropped_missed", "skipped", "errors", "adapter_rejected")
+COUNTS = (
+    "frames",
+    "dropped_stale",
+    "dropped_missed",
+    "skipped",
+    "errors",
+    "adapter_rejected",
+    "camera_info_rejected",
+)
 
 
 class MissedFrames:

@@ -18,9 +18,14 @@ from edge_runtime import InputError
 from edge_runtime.engines import PRECISIONS
 
 TASKS = ("all", "detection", "segmentation")
-CHOICES = {"task": TASKS, "precision": PRECISIONS, "image_transport": ("raw", "compressed")}
+CHOICES = {
+    "task": TASKS,
+    "precision": PRECISIONS,
+    "image_transport": ("raw", "compressed"),
+    "rectify": ("bundle", "camera_info", "none"),
+}
 # May change only while no bundle is loaded; the rest takes effect with the next frame.
-STRUCTURAL = ("bundle", "backend", "precision", "threads", "image_transport")
+STRUCTURAL = ("bundle", "backend", "precision", "threads", "image_transport", "rectify")
 
 
 def described(
@@ -68,6 +73,14 @@ def declare(node: Node, task: str) -> None:
             described(
                 f"'raw' takes 'image', 'compressed' takes 'image/compressed'{when_unloaded}",
                 choices=CHOICES["image_transport"],
+            ),
+        ),
+        "rectify": (
+            "bundle",
+            described(
+                "lens to undistort: 'bundle' for the camera that the bundle holds, if any, "
+                f"'camera_info' for that of the topic, 'none' for no lens{when_unloaded}",
+                choices=CHOICES["rectify"],
             ),
         ),
         "task": (task, described("what to publish", read_only=True, choices=TASKS)),

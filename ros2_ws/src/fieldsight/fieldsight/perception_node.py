@@ -27,6 +27,7 @@ from std_msgs.msg import Float32MultiArray, Header
 from edge_runtime import FieldsightError, Frame, InputError, Perception
 from edge_runtime.telemetry import Health
 from fieldsight import conversions, parameters
+from fieldsight.camera_info import CameraInfoListener
 from fieldsight.lifecycle import guard_transitions
 from fieldsight.monitor import MissedFrames, diagnostic_status
 from fieldsight.outputs import LATCHED, Outputs
@@ -52,6 +53,7 @@ class PerceptionNode(LifecycleNode):
         self._health = Health()
         self._missed = MissedFrames()
         self._outputs: Outputs | None = None
+        self._lens: CameraInfoListener | None = None
         self._subscriptions_held: dict[str, Any] = {}
         self._scratch: np.ndarray | None = None
         self._max_age_ns = 0
@@ -86,6 +88,11 @@ class PerceptionNode(LifecycleNode):
         self._subscriptions_held["adapter"] = self.create_subscription(
             Float32MultiArray, "~/adapter", self._on_adapter, LATCHED
         )
+        if self.value("rectify") == "camera_info":
+            self._lens = CameraInfoListener(self, perception, self._health)
+            self._subscriptions_held["camera_info"] = self._lens.subscription
+        elif self.value("rectify") == "none":
+            perception.camera = None
         self._state = "inactive"
         self.get_logger().info(
             f"{perception.manifest.name} on {perception.engine.name}, {', '.join(perception.tasks)}"
@@ -158,6 +165,7 @@ class PerceptionNode(LifecycleNode):
     def _release(self) -> None:
         for name in list(self._subscriptions_held):
             self._unsubscribe(name)
+        self._lens = None
         if self._outputs is not None:
             self._outputs.destroy()
             self._outputs = None
@@ -197,6 +205,8 @@ class PerceptionNode(LifecycleNode):
         if perception is None or outputs is None or self._is_stale(message.header):
             return
         try:
+            if self._lens is not None:
+                self._lens.require()
             frame = self._frame(message)
             result = perception(frame)
             outputs.publish(frame, result, message.header)

@@ -14,6 +14,7 @@ PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
 PARAMETERS = {
     "bundle": (str, "folder of the model bundle"),
     "backend": (str, "engine: auto, or the name of one"),
+    "rectify": (str, "lens to undistort: bundle, camera_info or none"),
     "score_threshold": (float, "boxes that score less are dropped, 0 to 1"),
     "max_age_ms": (int, "older frames are dropped and counted; 0 keeps all"),
 }
@@ -37,7 +38,7 @@ def start_node(context: LaunchContext) -> list[LifecycleNode]:
         name=given("name") or executable,
         namespace=given("namespace"),
         parameters=[given("params_file"), parameters],
-        remappings=[("image", given("image"))],
+        remappings=[("image", given("image")), ("camera_info", given("camera_info"))],
         output="screen",
     )
     return [node]
@@ -54,6 +55,11 @@ def generate_launch_description() -> LaunchDescription:
         [
             *arguments,
             DeclareLaunchArgument("image", default_value="image", description="image topic"),
+            DeclareLaunchArgument(
+                "camera_info",
+                default_value="camera_info",
+                description="camera_info topic, heard with rectify:=camera_info",
+            ),
             DeclareLaunchArgument(
                 "task",
                 default_value="all",
