@@ -180,11 +180,51 @@ def test_verify_says_which_file_was_altered(run: Any, tiny_bundle: Bundle) -> No
     assert code == 2 and "model.int8.onnx" in err
 
 
+def test_doctor_ends_as_its_findings_say(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_runtime.doctor import Machine
+
+    file = tmp_path / "doctor.json"
+    monkeypatch.setattr(Machine, "space", lambda self, name: (64 << 20, 64 << 20))
+    assert run("doctor")[0] == 0
+    code, out, err = run("doctor", "--strict")
+    assert code == 3 and "shared memory" in err and "--ipc host" in out
+    monkeypatch.undo()
+
+    have = Machine.version
+    gone = {"onnxruntime", "onnxruntime-gpu"}
+    monkeypatch.setattr(
+        Machine, "version", lambda self, name: None if name in gone else have(self, name)
+    )
+    code, _, err = run("doctor", "--json", file)
+    assert code == 2 and "missing packages: onnxruntime" in err
+    assert json.loads(file.read_text())["missing_packages"] == ["onnxruntime"]
+    monkeypatch.undo()
+
+    folder = tmp_path / "tests" / "gpu"
+    folder.mkdir(parents=True)
+    (folder / "test_gpu.py").write_text(
+        "import pytest\n@pytest.mark.gpu\ndef test_sum():\n    assert 1 + 1 == 3\n"
+    )
+    monkeypatch.setenv("FIELDSIGHT_TESTS", str(tmp_path / "tests"))
+    code, out, err = run("doctor", "--gpu-tests", "--json", file)
+    assert code == 3 and "1 GPU tests failed" in err and "test_sum" in out
+    assert len(json.loads(file.read_text())["gpu_tests"]["failed"]) == 1
+
+
 def test_doctor_and_help(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "doctor.json"
     code, out, _ = run("doctor", "--json", file)
     assert code == 0 and "onnxruntime" in out
-    assert json.loads(file.read_text())["packages"]["numpy"] == np.__version__
+    findings = {finding["name"]: finding for finding in json.loads(file.read_text())["findings"]}
+    assert findings["numpy"] == {
+        "heading": "packages",
+        "name": "numpy",
+        "verdict": "ok",
+        "found": np.__version__,
+        "remedy": "",
+    }
     for command in ("info", "verify", "predict", "benchmark", "doctor"):
         code, out, _ = run(command, "--help")
         assert code == 0 and "Example" in out
