@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
-from onnxruntime.quantization.calibrate import TensorsData
 
 from calibration.confidence import (
     collect_predictions,
@@ -15,14 +15,19 @@ from calibration.confidence import (
     fit_temperature,
     set_temperature,
 )
-from calibration.judging import Figures, as_evaluated, drop
+from calibration.half import to_half
+from calibration.judging import Figures, as_evaluated, drop, self_test
 from calibration.network import all_macs
-from calibration.quantization import CALIBRATORS, collect_ranges, quantise
+from calibration.quantization import DEFAULT_CALIBRATORS, Quantise, calibrate_with
+from calibration.record import RECORD, amended_record
+from calibration.rounding import overflowing, peaks
 from calibration.sensitivity import Damage, Search, fewest_in_float, measure
 from calibration.study import Stage, Study, silent
 from calibration.timing import latency_ratio
+from edge_runtime.bundle import Bundle, update_bundle
 
 LEAST_MACS = 0.5  # share of the multiply-adds that must run in INT8
+_PEAK_FRAMES = 32  # searched for values beyond FP16
 LEAST_GAIN = 0.95  # of FP32's time on the CPU; slower files are not kept
 
 
@@ -49,47 +54,86 @@ class Outcome:
         """The section of `calibration.json`."""
         return {"accepted": self.accepted, "reason": self.reason, **self.figures}
 
+    def summary(self) -> dict[str, Any]:
+        """What an engineer wants to read: no long lists."""
+        rows = self.as_dict()
+        return {key: value for key, value in rows.items() if key not in ("sensitivity", "trials")}
+
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Ranges from the calibrator that costs least, and what each of them costs."""
+    """The calibrator that costs least, and what each of them costs."""
 
     name: str
-    ranges: TensorsData
+    quantise: Quantise
     figures: Figures
     drops: dict[str, float]
 
 
+def calibrate(
+    study: Study,
+    budget: float | None = None,
+    calibrators: Sequence[str] = DEFAULT_CALIBRATORS,
+    cpu: bool = True,
+    half: bool = True,
+    stage: Stage = silent,
+) -> dict[str, Outcome]:
+    """Make the files "int8" for TensorRT and, with `cpu`, "int8-cpu"; nothing is written.
+
+    Args:
+        study: The network and how to judge it.
+        budget: Points that may be lost; the judge's own if None.
+        calibrators: Names of `quantization.CALIBRATORS` to choose from.
+        cpu: Whether to make the file for CPUs.
+        half: Whether what stays in float in the file for TensorRT is FP16 where that is safe.
+        stage: Shows progress.
+    """
+    budget = study.judge.budget if budget is None else budget
+    calibrated = choose_calibrator(study, calibrators, stage)
+    outcomes = {"int8": calibrate_tensorrt(study, calibrated, budget, half, stage)}
+    if cpu:
+        kept = outcomes["int8"].figures.get("nodes_in_float", [])
+        outcomes["int8-cpu"] = calibrate_cpu(study, calibrated, kept, budget, stage)
+    return outcomes
+
+
+def store(bundle: Bundle, outcomes: dict[str, Outcome]) -> Bundle:
+    """Put the accepted files into the bundle and say in `calibration.json` what was refused.
+
+    A file of an earlier calibration that this one refuses is taken out: what the record says is
+    what the bundle holds.
+    """
+    files: dict[str, bytes | Path | None] = {}
+    for name, outcome in outcomes.items():
+        model = outcome.model
+        files[f"model.{name}.onnx"] = model.SerializeToString() if model is not None else None
+    sections = {name: outcome.as_dict() for name, outcome in outcomes.items()}
+    return update_bundle(bundle, {**files, RECORD: amended_record(bundle, sections)})
+
+
 def choose_calibrator(
-    study: Study, names: Sequence[str] = tuple(CALIBRATORS), stage: Stage = silent
+    study: Study, names: Sequence[str] = DEFAULT_CALIBRATORS, stage: Stage = silent
 ) -> Calibrated:
     """Quantise every layer with each calibrator's ranges and keep the one that costs least."""
     best: Calibrated | None = None
     drops: dict[str, float] = {}
     for name in names:
         tick = stage(f"calibrating: {name}", len(study.frames))
-        ranges = collect_ranges(study.model, study.frames, study.adapter, name, tick)
-        figures = study.judge(quantise(study.model, ranges))
+        quantise = calibrate_with(name, study.model, study.frames, study.adapter, tick)
+        figures = study.judge(quantise())
         drops[name] = drop(study.before, figures)
         if best is None or drops[name] < drop(study.before, best.figures):
-            best = Calibrated(name, ranges, figures, drops)
+            best = Calibrated(name, quantise, figures, drops)
     assert best is not None
     return best
 
 
-def rank_layers(study: Study, ranges: TensorsData, stage: Stage = silent) -> list[Damage]:
+def rank_layers(study: Study, quantise: Quantise, stage: Stage = silent) -> list[Damage]:
     """What each layer alone costs when quantised, most sensitive first."""
     quick = study.quick()
     before = quick(study.model)
     tick = stage("quantising layers one by one", len(study.layers))
-    return measure(
-        lambda in_float: quantise(study.model, ranges, in_float),
-        study.layers,
-        quick,
-        study.agreement,
-        before,
-        tick,
-    )
+    return measure(quantise, study.layers, quick, study.agreement, before, tick)
 
 
 def int8_share(study: Study, in_float: Collection[str]) -> float:
@@ -99,7 +143,7 @@ def int8_share(study: Study, in_float: Collection[str]) -> float:
 
 
 def calibrate_tensorrt(
-    study: Study, calibrated: Calibrated, budget: float, stage: Stage = silent
+    study: Study, calibrated: Calibrated, budget: float, half: bool = True, stage: Stage = silent
 ) -> Outcome:
     """The file for TensorRT: as many layers in INT8 as the budget allows.
 
@@ -107,6 +151,7 @@ def calibrate_tensorrt(
         study: The network and how to judge it.
         calibrated: From `choose_calibrator`.
         budget: Points of the worst figure that may be lost.
+        half: Whether the rest is FP16 where that is safe.
         stage: Shows progress.
     """
     figures: dict[str, Any] = {
@@ -121,8 +166,8 @@ def calibrate_tensorrt(
     }
     in_float: frozenset[str] = frozenset()
     if drop(study.before, calibrated.figures) > budget:
-        ranking = rank_layers(study, calibrated.ranges, stage)
-        search = search_in_float(study, calibrated.ranges, ranking, budget, stage)
+        ranking = rank_layers(study, calibrated.quantise, stage)
+        search = search_in_float(study, calibrated.quantise, ranking, budget, stage)
         figures["sensitivity"] = [row.as_dict() for row in ranking]
         figures["trials"] = [(t.in_float, t.drop) for t in search.trials]
         if search.in_float is None:
@@ -132,6 +177,7 @@ def calibrate_tensorrt(
             )
         in_float = search.in_float
     names = {layer.node: layer.name for layer in study.layers}
+    figures["nodes_in_float"] = sorted(in_float)
     figures["layers_in_float"] = sorted(names[node] for node in in_float)
     figures["layers_quantised"] = len(study.layers) - len(in_float)
     figures["macs_int8"] = share = int8_share(study, in_float)
@@ -142,22 +188,17 @@ def calibrate_tensorrt(
             None,
             figures,
         )
-    model = quantise(study.model, calibrated.ranges, in_float)
-    return _finish(study, model, budget, figures, stage)
+    model = calibrated.quantise(in_float)
+    return _finish(study, model, budget, figures, half, stage)
 
 
 def search_in_float(
-    study: Study, ranges: TensorsData, ranking: list[Damage], budget: float, stage: Stage = silent
+    study: Study, quantise: Quantise, ranking: list[Damage], budget: float, stage: Stage = silent
 ) -> Search:
     """The fewest of the most sensitive layers that must stay in float."""
     tick = stage("keeping sensitive layers in float", None)
     return fewest_in_float(
-        lambda in_float: quantise(study.model, ranges, in_float),
-        ranking,
-        study.judge,
-        study.before,
-        budget,
-        lambda _trial: tick(),
+        quantise, ranking, study.judge, study.before, budget, lambda _trial: tick()
     )
 
 
@@ -169,7 +210,7 @@ def calibrate_cpu(
     stage: Stage = silent,
 ) -> Outcome:
     """The file for ONNX Runtime on CPUs: kept only if it is faster here, within the budget."""
-    model = quantise(study.model, calibrated.ranges, in_float, "cpu")
+    model = calibrated.quantise(in_float, "cpu")
     inputs = {"image": study.frames[0][None], "adapter": study.adapter}
     figures: dict[str, Any] = {
         "budget": budget,
@@ -183,20 +224,36 @@ def calibrate_cpu(
             None,
             figures,
         )
-    return _finish(study, model, budget, figures, stage)
+    return _finish(study, model, budget, figures, False, stage)
 
 
 def _finish(
-    study: Study, model: ModelProto, budget: float, figures: dict[str, Any], stage: Stage
+    study: Study,
+    model: ModelProto,
+    budget: float,
+    figures: dict[str, Any],
+    half: bool,
+    stage: Stage,
 ) -> Outcome:
     """Recalibrate confidence, judge the very network that would be shipped, and decide."""
     model, figures["confidence"] = recalibrate(study, model, stage)
+    figures["rest"] = "fp16" if half else "fp32"
+    if half:
+        model = to_half(model, _too_large_for_half(study, model))
     after = study.judge(model)
     figures["after"] = as_evaluated(after)
     figures["drop"] = lost = drop(study.before, after)
     if lost > budget:
         return Outcome(f"costs {lost:.2f} points, {budget:g} allowed", None, figures)
+    if objection := self_test(study.bundle, model, "int8"):
+        return Outcome(f"does not pass the robot's self-test: {objection}", None, figures)
     return Outcome(f"costs {lost:.2f} points of {budget:g} allowed", model, figures)
+
+
+def _too_large_for_half(study: Study, model: ModelProto) -> set[str]:
+    nodes = {node.name for node in model.graph.node}
+    largest = peaks(study.model, study.frames[:_PEAK_FRAMES], study.adapter)
+    return nodes.intersection(overflowing(study.model, largest))
 
 
 def recalibrate(

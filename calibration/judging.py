@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
 from calibration.network import open_session
 from edge_runtime.bundle import Bundle, create_bundle, identity_adapter
 from edge_runtime.datasets import Dataset
-from edge_runtime.errors import InputError
+from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from edge_runtime.errors import InputError, RefusedError
 from edge_runtime.evaluation import evaluate
 from edge_runtime.perception import Perception
-from edge_runtime.selftest import boxes_found
+from edge_runtime.selftest import boxes_found, run_canary
 
 BUDGET_WITH_LABELS = 1.0  # points of mIoU or AP@.5
 BUDGET_OF_AGREEMENT = 5.0  # points of mask pixels or boxes that FP32 gives otherwise
@@ -132,3 +134,20 @@ def as_evaluated(figures: Figures) -> dict[str, Any]:
         section, key = places.get(name, ("agreement", name))
         found.setdefault(section, {})[key] = value
     return found
+
+
+def self_test(bundle: Bundle, model: ModelProto, precision: str) -> str | None:
+    """What the robot's self-test has against a network, or None; see `selftest.run_canary`."""
+    if not bundle.has("canary.npz"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{precision}.onnx"
+        onnx.save(model, path)
+        engine = OnnxRuntimeEngine(path, precision=precision)
+        try:
+            run_canary(bundle, engine)
+        except RefusedError as error:
+            return str(error)
+        finally:
+            engine.close()
+    return None

@@ -45,7 +45,8 @@ def prepare(model: Path) -> ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "prepared.onnx"
         try:
-            quant_pre_process(str(model), str(out))
+            # Shapes are static; symbolic inference adds nothing and fails on top K.
+            quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
             return onnx.load(out)
         except Exception as error:  # ONNX Runtime's and protobuf's errors share no base class
             raise InputError(f"{model}: cannot be prepared for calibration: {error}") from None
@@ -65,7 +66,10 @@ def tensor_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
 
 def open_session(model: ModelProto) -> ort.InferenceSession:
     """A network on ONNX Runtime's CPU provider."""
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # FP16 and Q/DQ files make it warn of every constant
+    content = model.SerializeToString()
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def quantisable_layers(model: ModelProto) -> list[Layer]:

@@ -6,9 +6,12 @@ ONNX Runtime on CPUs is fastest with unsigned activations. Both come from the sa
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,19 @@ from calibration.network import QUANTISED, quantisable_layers
 from edge_runtime.errors import InputError
 
 _CHUNK = 4  # frames whose activations are held in memory at once
-# How a tensor's range is read off its values; min-max keeps outliers, the others cut them.
-CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
+
+Quantise = Callable[..., ModelProto]  # (nodes in float, style="tensorrt") -> network
+Tick = Callable[[int], None]
+Calibrator = Callable[[ModelProto, Sequence[np.ndarray], np.ndarray, Tick], Quantise]
+CALIBRATORS: dict[str, Calibrator] = {}
+_RANGES: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
     "percentile-99.999": (CalibrationMethod.Percentile, {"num_bins": 2048, "percentile": 99.999}),
     "percentile-99.99": (CalibrationMethod.Percentile, {"num_bins": 2048, "percentile": 99.99}),
-    "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
+    # 255 levels, as symmetric INT8 has; the search takes time with the square of the bins.
+    "entropy": (CalibrationMethod.Entropy, {"num_bins": 512, "num_quantized_bins": 255}),
 }
+DEFAULT_CALIBRATORS = tuple(_RANGES)
 # What TensorRT 10.3 to 11 parse and build: only the inputs of quantised layers get pairs.
 _TENSORRT: dict[str, Any] = {
     "ActivationSymmetric": True,
@@ -54,37 +63,58 @@ class _Frames(CalibrationDataReader):
         return next(self._inputs, None)
 
 
-def collect_ranges(
+def register_calibrator(name: str) -> Callable[[Calibrator], Calibrator]:
+    """Register a way to quantise, tried or left out by its name."""
+
+    def register(calibrator: Calibrator) -> Calibrator:
+        CALIBRATORS[name] = calibrator
+        return calibrator
+
+    return register
+
+
+def calibrate_with(
+    name: str,
     model: ModelProto,
     frames: Sequence[np.ndarray],
     adapter: np.ndarray,
-    calibrator: str,
-    tick: Callable[[int], None] = lambda _: None,
-) -> TensorsData:
-    """Range of every tensor that a quantised layer reads or writes.
+    tick: Tick = lambda _: None,
+) -> Quantise:
+    """Look at frames, and return what quantises the network accordingly.
 
     Args:
+        name: A name of `CALIBRATORS`.
         model: From `network.prepare`.
         frames: uint8 [H, W, 3] of the network's size.
         adapter: float32 [A], the identity.
-        calibrator: A name of `CALIBRATORS`.
         tick: Called with the number of frames done since the last call.
 
     Raises:
         InputError: An activation is not finite, or the calibrator is unknown.
     """
-    if calibrator not in CALIBRATORS:
-        raise InputError(f"calibrator '{calibrator}' is unknown; choose {', '.join(CALIBRATORS)}")
-    method, options = CALIBRATORS[calibrator]
-    with tempfile.TemporaryDirectory() as folder:
+    import calibration.modelopt  # noqa: F401  (registers itself)
+
+    if name not in CALIBRATORS:
+        raise InputError(f"calibrator '{name}' is unknown; choose of {', '.join(CALIBRATORS)}")
+    return CALIBRATORS[name](model, frames, adapter, tick)
+
+
+def collect_ranges(
+    method: CalibrationMethod,
+    options: dict[str, Any],
+    model: ModelProto,
+    frames: Sequence[np.ndarray],
+    adapter: np.ndarray,
+    tick: Tick,
+) -> TensorsData:
+    """Range of every tensor that a quantised layer reads or writes."""
+    # The histogram calibrators print what they do.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
+        augmented = str(Path(folder) / "augmented.onnx")
         collector = create_calibrator(
-            path,
-            list(QUANTISED),
-            str(Path(folder) / "augmented.onnx"),
-            method,
-            extra_options=options,
+            path, list(QUANTISED), augmented, method, extra_options=options
         )
         for start in range(0, len(frames), _CHUNK):
             part = frames[start : start + _CHUNK]
@@ -146,3 +176,18 @@ def quantise(
         quieted.setLevel(level)
     result: ModelProto = quantiser.model.model
     return result
+
+
+def _by_ranges(method: CalibrationMethod, options: dict[str, Any]) -> Calibrator:
+    def calibrate(
+        model: ModelProto, frames: Sequence[np.ndarray], adapter: np.ndarray, tick: Tick
+    ) -> Quantise:
+        return partial(
+            quantise, model, collect_ranges(method, options, model, frames, adapter, tick)
+        )
+
+    return calibrate
+
+
+for _name, (_method, _options) in _RANGES.items():
+    register_calibrator(_name)(_by_ranges(_method, _options))

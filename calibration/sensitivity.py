@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from calibration.judging import Figures, Judge, drop
 from calibration.network import Layer
-
-Quantise = Callable[[Collection[str]], Any]  # nodes in float -> network
+from calibration.quantization import Quantise
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibration.cli import camera, fp16  # noqa: I001
+from calibration.cli import camera, fp16, int8  # noqa: I001
 from calibration.cli.app import app
 from edge_runtime.terminal import run_app
 
@@ -12,4 +12,4 @@ def main() -> None:
     run_app(app)
 
 
-__all__ = ["app", "camera", "fp16", "main"]
+__all__ = ["app", "camera", "fp16", "int8", "main"]
