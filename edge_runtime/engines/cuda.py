@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work elsewhere on the default stream does not hold ours
 
 
+# Pages in use, each with what watches its array. `weakref.finalize` would stop watching before
+# engines that are still open when Python ends have been closed.
+_PAGES: dict[int, tuple[weakref.ref[np.ndarray], HostAllocation]] = {}
+
+
 class GpuError(FieldsightError):
     """The GPU, its driver or its memory failed while working."""
 
@@ -179,7 +184,8 @@ class PycudaDevice:
         host = self._driver.pagelocked_empty(tuple(shape), np.dtype(dtype), mem_flags=flags)
         pages = cast("HostAllocation", host.base)
         self._pinned += 1
-        weakref.finalize(host, self._free_pages, pages).atexit = False
+        watch = weakref.ref(host, self._free_pages)
+        _PAGES[id(watch)] = watch, pages
         host[...] = 0
         if mapped:
             return Buffer(host, int(pages.get_device_pointer()), None)
@@ -231,7 +237,8 @@ class PycudaDevice:
             self._stream = None
         self._leave()
 
-    def _free_pages(self, pages: HostAllocation) -> None:
+    def _free_pages(self, watch: weakref.ref[np.ndarray]) -> None:
+        _, pages = _PAGES.pop(id(watch))
         with self._lock:
             try:
                 with self.active():
@@ -257,8 +264,12 @@ class PycudaDevice:
             context.detach()
 
         thread = threading.Thread(target=release, name="leave-cuda")
-        thread.start()
-        thread.join()
+        try:
+            thread.start()
+        except RuntimeError:  # a Python that ends starts no more threads, and this one ends, too
+            release()
+        else:
+            thread.join()
 
 
 def advice(message: str) -> str:

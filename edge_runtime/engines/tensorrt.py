@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import traceback
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ from edge_runtime.engines import register_engine
 from edge_runtime.engines.building import create_runtime, load_tensorrt, logger, version
 from edge_runtime.engines.cuda import Buffer, Cuda, GpuError, Launch, load_driver
 from edge_runtime.engines.cuda_graph import CaptureError
-from edge_runtime.errors import BundleError, InputError
+from edge_runtime.errors import BundleError, FieldsightError, InputError
 from edge_runtime.manifest import TensorSpec
 
 if TYPE_CHECKING:
@@ -114,6 +117,7 @@ class TensorRTEngine:
             traceback.clear_frames(error.__traceback__)  # they hold what must be freed here
             self._free()
             raise
+        _OPEN.add(self)
 
     @property
     def uses_cuda_graph(self) -> bool:
@@ -154,6 +158,7 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free the network and its memory on the GPU; the engine cannot be used afterwards."""
+        _OPEN.discard(self)
         self._free()
         self._cuda.close()
 
@@ -238,6 +243,17 @@ class TensorRTEngine:
             raise GpuError(f"{self.name}: inference failed: {self._logger.explain()}")
         for buffer in self._outputs.values():
             self._cuda.download(buffer)
+
+
+_OPEN: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what nobody closed while CUDA still answers; later its libraries complain."""
+    for engine in list(_OPEN):
+        with contextlib.suppress(FieldsightError):
+            engine.close()
 
 
 def _spec(engine: trt.ICudaEngine, name: str, source: str) -> TensorSpec:

@@ -477,3 +477,22 @@ def test_without_tensorrt_the_choice_is_refused_and_auto_falls_to_the_cpu(
     assert engine.name == "onnxruntime-cpu-fp32"
     assert "engine: onnxruntime, because tensorrt is not available" in caplog.text
     assert machine.cuda.retained == 0
+
+
+def test_what_is_still_open_when_python_ends_is_closed(
+    machine: Machine, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_runtime.engines import tensorrt
+
+    engine = opened(tiny_bundle)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    tensorrt._close_all()
+    gc.collect()
+    assert machine.calls()[-1] == "release"
+    machine.cuda.stacks.driver.clear()  # of a thread that would have ended
+    with pytest.raises(GpuError, match="is closed"):
+        engine.infer({})
