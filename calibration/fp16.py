@@ -122,9 +122,12 @@ def write(bundle: Bundle, report: dict[str, Any], network: ModelProto) -> Bundle
 
 def _load(path: Path) -> ModelProto:
     try:
-        return onnx.load(path)
-    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
         raise InputError(f"{path}: not an ONNX network: {error}; export the bundle again") from None
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise InputError(f"{path}: refers to weights in other files; export the bundle again")
+    return model
 
 
 def _objection(

@@ -90,10 +90,12 @@ def prepare(model: ModelProto) -> ModelProto:
         node.name = node.name or f"{node.op_type}_{index}"
     opset = max((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), default=0)
     try:
+        onnx.checker.check_model(copy)
         if opset < _HALF_SCALES_OPSET and any(n.op_type in _QUANTISED for n in copy.graph.node):
             copy = onnx.version_converter.convert_version(copy, _HALF_SCALES_OPSET)
         copy = onnx.shape_inference.infer_shapes(copy, strict_mode=True)
     except (
+        onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
         onnx.version_converter.ConvertError,
         RuntimeError,  # what onnx's C++ part raises beside those

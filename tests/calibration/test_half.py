@@ -1,13 +1,6 @@
-"""FP16: types, precision where it counts, overflow, the gate, and the command."""
+"""FP16: types, precision where it counts, and overflow."""
 
 from __future__ import annotations
-
-import json
-import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,14 +8,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 from block_scene import SIZE, draw_block
+from broken_networks import make_overflow, set_nan
 from onnx import ModelProto, TensorProto, numpy_helper
-from rich.console import Console
 
-from calibration import cli
 from calibration.half import tensor_types, to_half
 from calibration.rounding import not_finite, overflowing, peaks, rounded
-from edge_runtime import terminal
-from edge_runtime.bundle import Bundle, identity_adapter, open_bundle, update_bundle
+from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.errors import InputError, RefusedError
 
 Outputs = dict[str, np.ndarray]
@@ -48,56 +39,6 @@ def network(bundle: Bundle) -> ModelProto:
 @pytest.fixture
 def adapter(bundle: Bundle) -> np.ndarray:
     return identity_adapter(bundle.manifest)
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Run `fieldsight-calibrate fp16`; gives exit code and what was said."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fieldsight-calibrate", "fp16", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return call
-
-
-def make_overflow(network: ModelProto, factor: float) -> tuple[str, str]:
-    """Scale a convolution up and the one behind its ReLU down: the same network in FP32.
-
-    Returns:
-        The names of both nodes.
-    """
-    weights = {tensor.name: tensor for tensor in network.graph.initializer}
-    readers: dict[str, list[Any]] = {}
-    for node in network.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-
-    def scale(name: str, by: float) -> None:
-        values = numpy_helper.to_array(weights[name]) * np.float32(by)
-        weights[name].CopyFrom(numpy_helper.from_array(values, name))
-
-    for first in network.graph.node:
-        relu = readers.get(first.output[0], [None])[0]
-        if first.op_type != "Conv" or relu is None or relu.op_type != "Relu":
-            continue
-        behind = readers[relu.output[0]]
-        if len(behind) == 1 and behind[0].op_type == "Conv":
-            for name in first.input[1:]:
-                scale(name, factor)
-            scale(behind[0].input[1], 1 / factor)
-            return first.name, behind[0].name
-    raise AssertionError("no two convolutions with a ReLU between them")
 
 
 def test_interface_stays_and_convolutions_are_half(network: ModelProto) -> None:
@@ -206,126 +147,9 @@ def test_wrong_networks_are_named(network: ModelProto) -> None:
         to_half(to_half(network))
     with pytest.raises(InputError, match="no node 'nothing'"):
         to_half(network, ["nothing"])
-    network.graph.node[5].input[0] = "nowhere"
+    network.graph.node[5].input[0] = "nowhere"  # read, but made by no node
     with pytest.raises(InputError, match="FP16"):
         to_half(network)
-
-
-def test_the_command_writes_a_judged_file(
-    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
-) -> None:
-    report = tmp_path / "fp16.json"
-    code, said = command(bundle.path, "--data", f"{blocks}:val", "--json", report)
-    assert code == 0, said
-    figures = json.loads(report.read_text())
-    assert figures["accepted"] and figures["judged_by"] == "labels"
-    assert figures["layers_in_float"] == []
-    before, after = figures["before"], figures["after"]
-    assert before["segmentation"]["miou"] > 0.7, "the student has learnt"
-    assert abs(before["segmentation"]["miou"] - after["segmentation"]["miou"]) < 0.002
-    assert abs(before["detection"]["map_50"] - after["detection"]["map_50"]) < 0.002
-    written = open_bundle(bundle.path)
-    assert written.has("model.fp16.onnx")
-    record = json.loads(written.file("calibration.json").read_text())
-    assert record["fp16"] == figures
-    onnx.checker.check_model(onnx.load(written.file("model.fp16.onnx")), full_check=True)
-    code, said = command(bundle.path, "--data", f"{blocks}:val")
-    assert code == 0, "a second run replaces the file"
-
-
-def test_without_labels_agreement_decides_and_sizes_may_differ(
-    command: Any, bundle: Bundle, tmp_path: Path
-) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(9):
-        image = draw_block(200 + i)[0]
-        size = (120 + 16 * i, 80 + 4 * i)
-        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(image, size))
-    report = tmp_path / "fp16.json"
-    code, said = command(bundle.path, "--data", folder, "--json", report)
-    assert code == 0, said
-    figures = json.loads(report.read_text())
-    assert figures["judged_by"] == "agreement" and figures["frames"] == 9
-    assert figures["after"]["agreement"]["masks"] > 0.99
-
-
-def test_a_drop_beyond_the_budget_is_refused(
-    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
-) -> None:
-    folder = blocks.parent / "images"
-    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
-    report = tmp_path / "fp16.json"
-    code, said = command(bundle.path, "--data", folder, "--budget", "0", "--json", report)
-    assert code == 3 and "the bundle is unchanged" in said
-    assert not json.loads(report.read_text())["accepted"]
-    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
-
-
-def spoil(bundle: Bundle, change: Callable[[ModelProto], object]) -> Bundle:
-    network = onnx.load(bundle.file("model.onnx"))
-    change(network)
-    return update_bundle(bundle, {"model.onnx": network.SerializeToString()})
-
-
-def test_overflowing_layers_are_named_in_the_report(
-    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
-) -> None:
-    spoil(bundle, lambda network: make_overflow(network, 1e5))
-    report = tmp_path / "fp16.json"
-    code, said = command(bundle.path, "--data", f"{blocks}:val", "--json", report)
-    assert code == 0, said
-    figures = json.loads(report.read_text())
-    assert 2 <= len(figures["layers_in_float"]) < 10
-    assert any("trunk.body" in name for name in figures["layers_in_float"])
-    assert figures["largest_value"]["value"] > 16376
-
-
-def set_nan(network: ModelProto) -> None:
-    node = next(node for node in network.graph.node if node.op_type == "Conv")
-    for tensor in network.graph.initializer:
-        if tensor.name == node.input[1]:
-            values = numpy_helper.to_array(tensor).copy()
-            values.flat[0] = np.nan
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def test_weights_that_are_not_finite_are_refused(
-    command: Any, bundle: Bundle, blocks: Path
-) -> None:
-    spoil(bundle, set_nan)
-    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
-    code, said = command(bundle.path, "--data", f"{blocks}:val")
-    assert code == 3 and "not finite" in said
-    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
-
-
-def test_a_bundle_that_is_fp16_already_is_named(command: Any, bundle: Bundle, blocks: Path) -> None:
-    network = onnx.load(bundle.file("model.onnx"))
-    update_bundle(bundle, {"model.onnx": to_half(network).SerializeToString()})
-    code, said = command(bundle.path, "--data", f"{blocks}:val")
-    assert code == 2 and "FP16 tensors already" in said
-
-
-@pytest.mark.parametrize("content", [b"", b"no network", b"\x08\x09\x3a\xff\xff\xff\xff\x0f"])
-def test_a_file_that_is_no_network_is_named(
-    command: Any, bundle: Bundle, blocks: Path, content: bytes
-) -> None:
-    update_bundle(bundle, {"model.onnx": content})
-    code, said = command(bundle.path, "--data", f"{blocks}:val")
-    assert code == 2 and "Traceback" not in said
-
-
-def test_empty_and_absent_data_are_named(command: Any, bundle: Bundle, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    code, said = command(bundle.path, "--data", empty)
-    assert code == 2 and "no images" in said
-    code, said = command(bundle.path, "--data", tmp_path / "nowhere")
-    assert code == 2 and "does not exist" in said
-    shutil.rmtree(bundle.path)
-    code, said = command(bundle.path, "--data", empty)
-    assert code == 2
 
 
 def test_values_that_are_not_finite_stop_the_search(
