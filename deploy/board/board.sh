@@ -151,8 +151,9 @@ END
 
 # run RELEASE COMMAND...: one command in the release's image, as the nodes would run it.
 run() {
-    local name=$1 options=() device render
+    local name=$1 options=() device render release=$PREFIX/etc/nv_tegra_release
     shift
+    [[ ! -f $release ]] || options+=(--volume "$release:/etc/nv_tegra_release:ro")
     for device in "$PREFIX"/dev/video*; do
         [[ ! -c $device ]] || options+=(--device "$device")
     done

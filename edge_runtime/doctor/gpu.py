@@ -66,6 +66,8 @@ def cuda(machine: Machine) -> Answer:
         pass
     if folders := machine.glob("/usr/local/cuda-*.*"):
         return Answer.ok(folders[-1].rpartition("-")[2][:40])
+    if machine.version("tensorrt"):
+        return Answer.absent("no toolkit; TensorRT brings the libraries that it needs")
     return _needed_on_a_gpu(machine, "install CUDA; on a Jetson: sudo apt install nvidia-jetpack")
 
 

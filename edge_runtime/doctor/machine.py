@@ -155,8 +155,9 @@ class Machine:
         return os.access(self.path(name), os.R_OK | os.W_OK)
 
     def has_module(self, name: str) -> bool:
-        """Whether Python could import a module."""
-        return importlib.util.find_spec(name) is not None
+        """Whether Python could import a module; folders without code do not count."""
+        spec = importlib.util.find_spec(name)
+        return spec is not None and spec.origin is not None
 
     def version(self, package: str) -> str | None:
         """A Python package's version; None where it is not installed."""
