@@ -87,6 +87,8 @@ class TensorRTEngine:
         BundleError: The network has a shape or type that the runtime cannot serve.
     """
 
+    _open = False
+
     def __init__(
         self,
         cuda: Cuda,
@@ -117,7 +119,13 @@ class TensorRTEngine:
             traceback.clear_frames(error.__traceback__)  # they hold what must be freed here
             self._free()
             raise
+        self._open = True
         _OPEN.add(self)
+
+    def __del__(self) -> None:
+        if self._open:  # dropped without `close`: still leave the GPU in order
+            with contextlib.suppress(FieldsightError):
+                self.close()
 
     @property
     def uses_cuda_graph(self) -> bool:
@@ -158,6 +166,7 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free the network and its memory on the GPU; the engine cannot be used afterwards."""
+        self._open = False
         _OPEN.discard(self)
         self._free()
         self._cuda.close()

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.engines import open_engine
-from edge_runtime.engines.cuda import GpuError
+from edge_runtime.engines.cuda import GpuError, PycudaDevice
 from edge_runtime.engines.tensorrt import TensorRTEngine
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.frames import Frame
@@ -325,6 +325,7 @@ def test_a_failure_on_the_gpu_says_what_and_what_to_do(
         ("mem_alloc", r"Orin: cuMemAlloc failed: out of memory; out of memory: close other"),
         ("pagelocked_empty", r"out of memory"),
         ("retain", r"Orin: no context: .*out of memory"),
+        ("stream", r"Orin: .*out of memory"),
     ],
 )
 def test_too_little_memory_to_open_leaves_nothing_behind(
@@ -333,8 +334,6 @@ def test_too_little_memory_to_open_leaves_nothing_behind(
     machine.cuda.failures[call] = cuda.MemoryError, "cuMemAlloc failed: out of memory"
     with pytest.raises(GpuError, match=says):
         opened(tiny_bundle)
-    if call == "retain":
-        machine.cuda.retained = 0  # the fake counts before it fails
 
 
 @pytest.mark.parametrize(
@@ -496,3 +495,32 @@ def test_what_is_still_open_when_python_ends_is_closed(
     machine.cuda.stacks.driver.clear()  # of a thread that would have ended
     with pytest.raises(GpuError, match="is closed"):
         engine.infer({})
+
+
+def test_an_engine_that_is_dropped_leaves_the_gpu_in_order(
+    machine: Machine, tiny_bundle: Bundle
+) -> None:
+    engine = opened(tiny_bundle)
+    engine.infer({name: engine.input_buffer(name) for name in engine.inputs})
+    del engine
+    gc.collect()
+    assert machine.calls()[-1] == "release"
+
+
+def test_pages_that_cannot_be_freed_are_reported_and_hold_nothing_up(
+    machine: Machine, tiny_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = opened(tiny_bundle)
+    machine.cuda.failures["free page-locked memory"] = cuda.LogicError, "context is destroyed"
+    engine.close()
+    machine.cuda.failures.clear()
+    assert "page-locked memory was not freed: Orin: context is destroyed" in caplog.text
+    assert machine.calls()[-1] == "release"
+    machine.cuda.live.clear()
+
+
+def test_the_gpu_cannot_be_used_after_it_was_closed(machine: Machine) -> None:
+    device = PycudaDevice()
+    device.close()
+    with pytest.raises(GpuError, match="the engine is closed"), device.active():
+        pass

@@ -70,7 +70,7 @@ class Device:
         return int(values[attribute.name])
 
     def retain_primary_context(self) -> Context:
-        self.cuda.record("retain")
+        self.cuda.record("retain")  # which may fail
         self.cuda.retained += 1
         return Context(self.cuda)
 
@@ -129,6 +129,7 @@ class Owned:
         cuda.live[id(self)] = kind
 
     def end(self) -> None:
+        self.cuda.record(f"free {self.kind}")
         if not self.alive:
             raise LogicError(f"{self.kind} freed twice")
         if not self.context.valid:
@@ -137,7 +138,6 @@ class Owned:
             self.cuda.faults.append(f"{self.kind} freed while its context was not current")
         self.alive = False
         self.cuda.live.pop(id(self), None)
-        self.cuda.record(f"free {self.kind}")
 
 
 class DeviceAllocation(Owned):
@@ -174,7 +174,10 @@ class HostAllocation(bytearray):
 class Stream(Owned):
     """Queued work. `recording` holds what is captured instead of queued."""
 
+    alive = False
+
     def __init__(self, cuda: FakeCuda, flags: int = 0) -> None:
+        cuda.record("stream")
         super().__init__(cuda, "stream")
         self.flags = flags
         self.handle = next(cuda.numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 import types
@@ -14,7 +15,10 @@ import pytest
 from edge_runtime.engines import building, cuda_graph
 from edge_runtime.engines.plan_cache import PlanCache
 from fakes.cuda import FakeCuda, FakeLibrary
-from fakes.tensorrt import FakeTensorRT
+from fakes.tensorrt import GENERATIONS, FakeTensorRT
+
+# Tests that are not about versions run with this one; FIELDSIGHT_FAKE_TENSORRT names another.
+GENERATION = os.environ.get("FIELDSIGHT_FAKE_TENSORRT", GENERATIONS[0])
 
 
 class Machine:
@@ -24,6 +28,7 @@ class Machine:
         cuda: The GPU and driver.
         trt: The installed TensorRT.
         cache: The plan cache that engines use.
+        generation: Of the installed TensorRT, such as "10.3".
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -31,8 +36,9 @@ class Machine:
         monkeypatch.setenv("FIELDSIGHT_CACHE", str(folder))
         self.cache = PlanCache()
 
-    def install(self, generation: str = "10.3", **gpu: Any) -> Machine:
+    def install(self, generation: str = GENERATION, **gpu: Any) -> Machine:
         """Start anew with this TensorRT and this GPU; the plan cache stays."""
+        self.generation = generation
         self.cuda = FakeCuda(**gpu)
         self.trt = FakeTensorRT(generation, self.cuda)
         package: Any = types.ModuleType("pycuda")
