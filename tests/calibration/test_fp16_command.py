@@ -13,7 +13,7 @@ import cv2
 import onnx
 import pytest
 from block_scene import draw_block
-from broken_networks import make_overflow, set_nan
+from broken_networks import drown_mask, make_overflow, set_nan
 from onnx import ModelProto, TensorProto
 from rich.console import Console
 
@@ -83,22 +83,28 @@ def test_without_labels_agreement_decides_and_sizes_may_differ(
     assert figures["after"]["agreement"]["masks"] > 0.99
 
 
-def test_a_drop_beyond_the_budget_is_refused(
-    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path
-) -> None:
-    folder = blocks.parent / "images"
-    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
-    report = tmp_path / "fp16.json"
-    code, said = command(bundle.path, "--data", folder, "--budget", "0", "--json", report)
-    assert code == 3 and "the bundle is unchanged" in said
-    assert not json.loads(report.read_text())["accepted"]
-    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
-
-
 def spoil(bundle: Bundle, change: Callable[[ModelProto], object]) -> Bundle:
     network = onnx.load(bundle.file("model.onnx"))
     change(network)
     return update_bundle(bundle, {"model.onnx": network.SerializeToString()})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_drop_beyond_the_budget_is_refused(
+    command: Any, bundle: Bundle, blocks: Path, tmp_path: Path, labelled: bool
+) -> None:
+    spoil(bundle, drown_mask)
+    before = {file.name: file.read_bytes() for file in bundle.path.iterdir()}
+    report = tmp_path / "fp16.json"
+    data = f"{blocks}:val" if labelled else blocks.parent / "images"
+    code, said = command(bundle.path, "--data", data, "--json", report)
+    assert code == 3 and "the bundle is unchanged" in said
+    figures = json.loads(report.read_text())
+    assert not figures["accepted"] and "points" in figures["reason"]
+    assert figures["agreement"]["masks"] < 0.9
+    assert {file.name: file.read_bytes() for file in bundle.path.iterdir()} == before
+    code, said = command(bundle.path, "--data", data, "--budget", "100", "--json", report)
+    assert code == 3 and "self-test" in json.loads(report.read_text())["reason"]
 
 
 def test_overflowing_layers_are_named_in_the_report(
