@@ -94,7 +94,11 @@ disconnect() {
 
 # board COMMAND ARGUMENT...: one command of deploy/board/board.sh, there.
 board() {
-    "${SSH[@]}" "$HOST" "${SUDO[*]} bash -s -- $(printf '%q ' "$@")" <"$HERE/deploy/board/board.sh"
+    local code=0
+    "${SSH[@]}" "$HOST" "${SUDO[*]} bash -s -- $(printf '%q ' "$@")" \
+        <"$HERE/deploy/board/board.sh" || code=$?
+    ((code != 255)) || wrong "the connection to '$HOST' broke; run this again, it goes on where it stopped"
+    return "$code"
 }
 
 copy() { # copy OPTION... SOURCE TARGET: target under /opt/fieldsight/incoming

@@ -9,7 +9,8 @@
 #   fieldsight.env            settings of the nodes; an update leaves it as it is
 #
 # Every command may be repeated: what is done already is left as it is.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'exit 3' ERR # whatever fails, the board refused
 
 PREFIX=${FIELDSIGHT_BOARD_PREFIX:-} # for tests: stands for the board's root folder
 ROOT=$PREFIX/opt/fieldsight

@@ -41,7 +41,7 @@ def test_a_board_gets_image_and_bundle_and_runs_them(board, bundles: Bundles) ->
     assert settings.read_text() == "ROS_DOMAIN_ID=7\n", "an update overwrote the board's settings"
 
 
-def test_update_rollback_and_rollback_of_the_rollback(board, bundles: Bundles) -> None:
+def test_an_update_and_back_and_forth(board, bundles: Bundles) -> None:
     first = board.image(1)
     assert board.flash(bundles[0]).returncode == 0
     second = board.image(2)
@@ -125,8 +125,6 @@ def test_what_ran_goes_on_when_a_step_before_the_start_fails(
     assert done.returncode == 3, done.stderr
     assert board.runs["image"] == first and board.runs["bundle"].startswith("first-")
     assert len(board.calls("systemctl", "restart")) == restarts, "the running nodes were disturbed"
-    board.behave()
-    assert board.flash(bundles[1]).returncode == 0
 
 
 def test_nodes_that_do_not_become_healthy_are_rolled_back(board, bundles: Bundles) -> None:
@@ -139,7 +137,12 @@ def test_nodes_that_do_not_become_healthy_are_rolled_back(board, bundles: Bundle
     assert board.runs["image"] == first and board.runs["bundle"].startswith("first-")
     assert board.link("previous") is None
 
-    board.behave(unhealthy=[first, second])
+
+@SLOW
+def test_a_board_that_runs_neither_release_says_so(board, bundles: Bundles) -> None:
+    first = board.image(1)
+    assert board.flash(bundles[0]).returncode == 0
+    board.behave(unhealthy=[first, board.image(2)])
     done = board.flash(bundles[1])
     assert done.returncode == 3 and "does not run either" in done.stderr
 
@@ -167,7 +170,7 @@ def test_a_dry_run_changes_nothing(board, bundles: Bundles) -> None:
     [
         (None, {"architecture": "x86_64"}, 2, "x86_64, expected aarch64"),
         (None, {"free_mb": 500}, 3, "500 MB free for the copy"),
-        ("# R38 (release), REVISION: 2.0, GCID: 1", {}, 2, "no image 'fieldsight:jetpack7'"),
+        pytest.param("# R38 (release), REVISION: 2.0,", {}, 2, "no image", marks=SLOW),
         pytest.param(None, {"absent": ["docker"]}, 2, "docker does not answer", marks=SLOW),
         pytest.param("# R35 (release), REVISION: 4.1,", {}, 2, "unknown (L4T R35)", marks=SLOW),
         pytest.param("# R3", {}, 2, "no readable /etc/nv_tegra_release", marks=SLOW),
