@@ -6,6 +6,7 @@ comes back is printable text.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -53,10 +54,11 @@ def run_command(words: Sequence[str], limit_s: float = LIMIT_S) -> str | None:
         )
     except OSError:
         return None
+    finished = False
     try:
         output, finished = _read(process, time.monotonic() + limit_s)
     finally:
-        _end(process)
+        _end(process, finished)
     if not finished:
         raise NoAnswer(f"'{' '.join(words)}' did not answer within {limit_s:g} s")
     return printable(output) if process.returncode == 0 or len(output) >= LIMIT_BYTES else None
@@ -84,12 +86,13 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, boo
     return output, True
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process with its children, if it still runs."""
+def _end(process: subprocess.Popen[bytes], finished: bool) -> None:
+    """Kill a process that did not finish, and the children that it may have left behind."""
     assert process.stdout is not None
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    if process.poll() is None or not finished:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     process.stdout.close()
 
 

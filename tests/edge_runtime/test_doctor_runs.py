@@ -14,13 +14,18 @@ from edge_runtime.doctor.machine import LIMIT_BYTES, NoAnswer, run_command
 from edge_runtime.errors import InputError
 
 
-def running() -> list[bytes]:
-    """The command lines of all processes, but of those that ended meanwhile."""
-    lines = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(file.read_bytes())
-    return lines
+def ends(command: bytes) -> bool:
+    """Whether no process with this command line is left, soon."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        lines = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                lines.append(file.read_bytes())
+        if command not in lines:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_commands_are_limited_in_time_and_output() -> None:
@@ -33,7 +38,13 @@ def test_commands_are_limited_in_time_and_output() -> None:
     with pytest.raises(NoAnswer, match="did not answer within 0.3 s"):
         run_command(["sh", "-c", "sleep 77 & sleep 77"], limit_s=0.3)
     assert time.monotonic() - before < 60, "it waited for the sleep"
-    assert b"sleep\x0077\x00" not in running(), "a child was left running"
+    assert ends(b"sleep\x0077\x00"), "a child was left running"
+
+
+def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
+    with pytest.raises(NoAnswer):
+        run_command(["sh", "-c", "sleep 79 & exit 0"], limit_s=0.3)
+    assert ends(b"sleep\x0079\x00")
 
 
 def test_a_silent_command_that_closed_its_output_is_limited_too() -> None:
