@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,13 +80,12 @@ def _show(findings: list[Finding]) -> None:
 
 
 def _show_tests(outcome: Outcome) -> None:
+    """Counts, each failure, and why tests were skipped; the names of all are in the JSON file."""
     terminal.console.print("GPU tests", style="bold italic")
-    for name in outcome.passed:
-        terminal.console.print(Text("  passed  ", style="green").append(name, style="default"))
-    for verdict, style, cases in (
-        ("skipped", "yellow", outcome.skipped),
-        ("failed", "red", outcome.failed),
-    ):
-        for name, reason in cases.items():
-            line = Text(f"  {verdict:8}", style=style).append(f"{name}: {reason}", style="default")
-            terminal.console.print(line, soft_wrap=True)
+    lines = [("passed", "green", f"{len(outcome.passed)} tests")]
+    for reason, count in Counter(outcome.skipped.values()).items():
+        lines.append(("skipped", "yellow", f"{count} tests: {reason}"))
+    lines += [("failed", "red", f"{name}: {reason}") for name, reason in outcome.failed.items()]
+    for verdict, style, text in lines:
+        line = Text(f"  {verdict:8}", style=style).append(text, style="default")
+        terminal.console.print(line, soft_wrap=True, highlight=False)
