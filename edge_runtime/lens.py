@@ -117,10 +117,22 @@ def _pinhole_distort(rays: np.ndarray, matrix: np.ndarray, distortion: np.ndarra
     return cv2.projectPoints(rays, zero, zero, matrix, distortion)[0]
 
 
-def _pinhole_undistort(
+def undistort_pinhole(
     pixels: np.ndarray, matrix: np.ndarray, distortion: np.ndarray, view: np.ndarray
 ) -> np.ndarray:
-    # OpenCV's own default stops after 5 steps: pixels off where the distortion is strong.
+    """Undo a plumb-bob or rational distortion, to convergence.
+
+    OpenCV's own default stops after 5 steps, pixels off where the distortion is strong.
+
+    Args:
+        pixels: float64 [N, 1, 2], raw, from the first pixel's centre.
+        matrix: float64 [3, 3], camera matrix.
+        distortion: Coefficients.
+        view: float64 [3, 3], camera matrix of the result; the identity for rays x/z, y/z.
+
+    Returns:
+        float64 [N, 1, 2].
+    """
     stepwise: Any = getattr(cv2, "undistortPointsIter", None)  # its name up to OpenCV 4
     if stepwise is not None:
         return stepwise(pixels, matrix, distortion, np.eye(3), view, _CRITERIA)
@@ -151,7 +163,7 @@ def _fisheye_view(matrix: np.ndarray, distortion: np.ndarray, size: tuple[int, i
     )
 
 
-_PINHOLE = _Model(_pinhole_distort, _pinhole_undistort, _pinhole_view)
+_PINHOLE = _Model(_pinhole_distort, undistort_pinhole, _pinhole_view)
 _MODELS = {
     "plumb_bob": _PINHOLE,
     "rational_polynomial": _PINHOLE,

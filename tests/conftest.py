@@ -24,6 +24,15 @@ def camvid() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def chessboard() -> Path:
+    """Folder of 13 real views of a 9x6 chessboard; skips the test where it is absent."""
+    path = DATA / "chessboard"
+    if not (path / "left01.jpg").is_file():
+        pytest.skip(f"{path} is absent; set FIELDSIGHT_DATA to the folder that has chessboard/")
+    return path
+
+
 class TinyDataset:
     """A dataset of two 24x32 frames whose files a test may spoil before it opens them."""
 

@@ -75,18 +75,24 @@ class Charuco:
         for other in (self._like(legacy=not self.legacy), turned):
             count = sum(other.find(grey) is not None for grey in greys)
             if count:
-                return f"but {count} of {len(greys)} fit --board {other.spec}: did you mean that?"
-        seen = Counter({name: sum(_markers(grey, name) for grey in greys) for name in _names()})
-        name, count = seen.most_common(1)[0]
+                return (
+                    f"but {count} of {len(greys)} looked at fit --board {other.spec}: did you mean "
+                    "that?"
+                )
+        largest = {_family(name): name for name in _names()}
+        seen = Counter(
+            {key: sum(_markers(grey, name) for grey in greys) for key, name in largest.items()}
+        )
+        family, count = seen.most_common(1)[0]
         if count < LEAST_CORNERS:
             return "and no markers of any known dictionary; is the board in the pictures, sharp?"
-        if name == self.dictionary or seen[self.dictionary] == count:
+        if family == _family(self.dictionary):
             return (
                 f"though {count} of its markers: are there {self.columns}x{self.rows} squares "
                 "(squares, not inner corners)?"
             )
         return (
-            f"but {count} markers of dictionary {name} in {len(greys)} pictures; the board names "
+            f"but {count} markers of {largest[family]} or a part of it; the board names "
             f"{self.dictionary}"
         )
 
@@ -96,12 +102,17 @@ class Charuco:
 
 
 def _names() -> list[str]:
-    """Dictionaries that this OpenCV knows, each once."""
+    """Dictionaries that this OpenCV knows, each once, of each family the smallest first."""
     known: dict[int, str] = {}
     for name in sorted(vars(cv2.aruco)):
         if name.startswith(_PREFIX):
             known.setdefault(getattr(cv2.aruco, name), name.removeprefix(_PREFIX))
-    return list(known.values())
+    return [known[number] for number in sorted(known)]
+
+
+def _family(name: str) -> str:
+    """What dictionaries share of which the smaller is the larger one's first part."""
+    return name.partition("_")[0] if name[0].isdigit() else name
 
 
 def _markers(grey: np.ndarray, name: str) -> int:

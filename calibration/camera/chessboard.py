@@ -19,6 +19,7 @@ from calibration.camera.boards import (
 )
 
 _LEAST = 3  # inner corners each way that the detector takes
+_LEAST_SURE = 4  # of an unknown board: noise has some of three
 _SECTORS = cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_ACCURACY
 _THOROUGH = _SECTORS | cv2.CALIB_CB_EXHAUSTIVE
 _CLASSIC = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_FAST_CHECK
@@ -75,15 +76,15 @@ class Chessboard:
             else ""
         )
         return (
-            f"but {count} of {len(greys)} show one of {columns}x{rows} inner corners: did you mean "
-            f"--board chessboard:{columns}x{rows}:{self.square:g}{counted}?"
+            f"but {count} of {len(greys)} looked at show one of {columns}x{rows} inner corners: "
+            f"did you mean --board chessboard:{columns}x{rows}:{self.square:g}{counted}?"
         )
 
 
 def _any_size(grey: np.ndarray) -> tuple[int, int] | None:
     """Inner corners (more, fewer) each way of the largest chessboard in a picture."""
     flags = _THOROUGH | cv2.CALIB_CB_LARGER
-    found, _, meta = cv2.findChessboardCornersSBWithMeta(grey, (_LEAST, _LEAST), flags)
+    found, _, meta = cv2.findChessboardCornersSBWithMeta(grey, (_LEAST_SURE, _LEAST_SURE), flags)
     if not found or meta is None:
         return None
     rows, columns = sorted(meta.shape[:2])

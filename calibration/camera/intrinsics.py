@@ -27,6 +27,7 @@ MOST_CENTRE_DEVIATION = 0.02  # of the picture's width
 MOST_FOLDED = 0.05  # of the picture
 _OUTLIER_SIGMAS = 3.0
 _OUTLIER_FACTOR = 2.0  # times the median error at least: equally good views stay
+_OUTLIER_LEAST_PX = 0.2  # no better are corners found
 _MOST_RMS_PX = 1.0  # above: the board is bent, or the model is not the lens's
 _GOOD_COVERAGE = 0.6
 
@@ -174,7 +175,8 @@ def _fit_without_outliers(
     """Fit, leave out the view that fits worst beyond the robust limit, and fit again.
 
     The limit is the views' median error plus three of their standard deviations as estimated from
-    the median absolute deviation (Rousseeuw and Croux, JASA 1993), and at least twice the median.
+    the median absolute deviation (Rousseeuw and Croux, JASA 1993), at least twice the median and
+    what corners are found to.
     """
     views, rejected = list(views), []
     while True:
@@ -184,7 +186,7 @@ def _fit_without_outliers(
         errors = np.array([np.sqrt(_squares(fit, view, pose).mean()) for view, pose in pairs])
         middle = float(np.median(errors))
         spread = 1.4826 * float(np.median(np.abs(errors - middle)))
-        limit = max(middle + _OUTLIER_SIGMAS * spread, _OUTLIER_FACTOR * middle)
+        limit = max(middle + _OUTLIER_SIGMAS * spread, _OUTLIER_FACTOR * middle, _OUTLIER_LEAST_PX)
         worst = int(np.argmax(errors))
         if errors[worst] <= limit:
             return fit, views, rejected

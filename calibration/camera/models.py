@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 
 from calibration.camera.views import View
+from edge_runtime.lens import undistort_pinhole
 
 Pose = tuple[np.ndarray, np.ndarray]  # rotation vector [3], translation [3] in metres
+_FISHEYE_STARTS = (0.3, 0.45, 0.8)  # of the longer side: 190, 130 and 70 degrees across it
 _CRITERIA = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 200, 1e-10)
 
 
@@ -150,22 +152,39 @@ def find_pose(fit: Fit, view: View) -> Pose:
     return pose[:3], pose[3:]
 
 
-def _pinhole(flags: int, coefficients: int) -> Callable[..., Fit]:
-    model = "rational_polynomial" if flags else "plumb_bob"
+def _fit_plumb_bob(views: Sequence[View], size: tuple[int, int]) -> Fit:
+    return _fit_pinhole("plumb_bob", 5, views, size, None, None, 0)
 
-    def fit(views: Sequence[View], size: tuple[int, int]) -> Fit:
-        points = [view.points for view in views]
-        pixels = [view.pixels.reshape(-1, 1, 2) for view in views]
-        try:
-            _, matrix, distortion, rvecs, tvecs = cv2.calibrateCamera(
-                points, pixels, size, None, None, flags=flags, criteria=_CRITERIA
-            )
-        except cv2.error as error:
-            raise FitError(str(error)) from None
-        poses = [(r.ravel(), t.ravel()) for r, t in zip(rvecs, tvecs, strict=True)]
-        return _finished(model, views, matrix, distortion.ravel()[:coefficients], poses)
 
-    return fit
+def _fit_rational(views: Sequence[View], size: tuple[int, int]) -> Fit:
+    """From the plumb-bob fit on: from none, the optimiser ends in a minimum far away."""
+    start = _fit_plumb_bob(views, size)
+    distortion = np.concatenate([start.distortion, np.zeros(3)])
+    flags = cv2.CALIB_RATIONAL_MODEL | cv2.CALIB_USE_INTRINSIC_GUESS
+    return _fit_pinhole(
+        "rational_polynomial", 8, views, size, start.matrix.copy(), distortion, flags
+    )
+
+
+def _fit_pinhole(
+    model: str,
+    coefficients: int,
+    views: Sequence[View],
+    size: tuple[int, int],
+    matrix: np.ndarray | None,
+    distortion: np.ndarray | None,
+    flags: int,
+) -> Fit:
+    points = [view.points for view in views]
+    pixels = [view.pixels.reshape(-1, 1, 2) for view in views]
+    try:
+        _, matrix, distortion, rvecs, tvecs = cv2.calibrateCamera(
+            points, pixels, size, matrix, distortion, flags=flags, criteria=_CRITERIA
+        )
+    except cv2.error as error:
+        raise FitError(str(error)) from None
+    poses = [(r.ravel(), t.ravel()) for r, t in zip(rvecs, tvecs, strict=True)]
+    return _finished(model, views, matrix, distortion.ravel()[:coefficients], poses)
 
 
 def _finished(
@@ -221,23 +240,35 @@ def _normalise_pinhole(
     pixels: np.ndarray, matrix: np.ndarray, distortion: np.ndarray
 ) -> np.ndarray:
     flat = pixels.reshape(-1, 1, 2).astype(np.float64)
-    return cv2.undistortPoints(flat, matrix, distortion).reshape(-1, 2)
+    return undistort_pinhole(flat, matrix, distortion, np.eye(3)).reshape(-1, 2)
 
 
 def _fit_fisheye(views: Sequence[View], size: tuple[int, int]) -> Fit:
+    """The best fit from several starts: from a bad one OpenCV fails or, in 4.8, stays there."""
     points = [view.points.reshape(1, -1, 3).astype(np.float64) for view in views]
     pixels = [view.pixels.reshape(1, -1, 2).astype(np.float64) for view in views]
     where = cv2 if hasattr(cv2, "CALIB_RECOMPUTE_EXTRINSIC") else cv2.fisheye  # up to OpenCV 4
     flags = where.CALIB_RECOMPUTE_EXTRINSIC | where.CALIB_FIX_SKEW
-    matrix, distortion = np.zeros((3, 3)), np.zeros((4, 1))
-    try:
-        _, matrix, distortion, rvecs, tvecs = cv2.fisheye.calibrate(
-            points, pixels, size, matrix, distortion, flags=flags, criteria=_CRITERIA
-        )
-    except cv2.error as error:
-        raise FitError(str(error)) from None
-    poses = [(np.ravel(r), np.ravel(t)) for r, t in zip(rvecs, tvecs, strict=True)]
-    return _finished("equidistant", views, matrix, distortion.ravel(), poses)
+    flags |= where.CALIB_USE_INTRINSIC_GUESS
+    best: tuple[float, Fit] | None = None
+    reason = ""
+    for share in _FISHEYE_STARTS:
+        focal = share * max(size)
+        matrix = np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
+        try:
+            rms, matrix, distortion, rvecs, tvecs = cv2.fisheye.calibrate(
+                points, pixels, size, matrix, np.zeros((4, 1)), flags=flags, criteria=_CRITERIA
+            )
+            poses = [(np.ravel(r), np.ravel(t)) for r, t in zip(rvecs, tvecs, strict=True)]
+            fit = _finished("equidistant", views, matrix, distortion.ravel(), poses)
+        except (cv2.error, FitError) as error:
+            reason = str(error)
+            continue
+        if best is None or rms < best[0]:
+            best = rms, fit
+    if best is None:
+        raise FitError(reason)
+    return best[1]
 
 
 def _project_fisheye(
@@ -261,10 +292,10 @@ def _normalise_fisheye(
 
 
 MODELS["plumb_bob"] = LensModel(
-    5, _pinhole(0, 5), _project_pinhole, _normalise_pinhole, _folded_pinhole
+    5, _fit_plumb_bob, _project_pinhole, _normalise_pinhole, _folded_pinhole
 )
 MODELS["rational_polynomial"] = LensModel(
-    8, _pinhole(cv2.CALIB_RATIONAL_MODEL, 8), _project_pinhole, _normalise_pinhole, _folded_pinhole
+    8, _fit_rational, _project_pinhole, _normalise_pinhole, _folded_pinhole
 )
 MODELS["equidistant"] = LensModel(
     4, _fit_fisheye, _project_fisheye, _normalise_fisheye, _folded_fisheye

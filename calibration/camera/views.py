@@ -21,7 +21,7 @@ from edge_runtime.sources import FrameSource, VideoSource, open_source
 
 log = logging.getLogger(__name__)
 MOST_VIDEO_FRAMES = 200  # of a video that are searched: the sharpest of as many stretches
-_SAMPLES = 8  # pictures without a board that are kept to say what they show
+_SAMPLES = 4  # pictures without a board that are kept to say what they show
 
 
 @dataclass(frozen=True, slots=True)

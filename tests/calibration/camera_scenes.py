@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from calibration.camera.boards import board_points
+from calibration.camera.models import MODELS
+from calibration.camera.views import View
+
 HEIGHT, WIDTH = 480, 640
 SQUARE = 0.025
 _FINE = 24  # texture pixels per square
@@ -44,7 +48,7 @@ class Camera:
     def _pinhole(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         k1, k2, p1, p2, k3, k4, k5, k6 = (*self.D, 0, 0, 0)[:8]
         u, v = x.copy(), y.copy()
-        for _ in range(60):
+        for _ in range(25):
             r2 = u * u + v * v
             radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
             u, v = (
@@ -108,7 +112,12 @@ def photo(
 
 
 def poses(
-    count: int, corners: tuple[int, int], distance: float, seed: int = 0, tilt: float = 0.6
+    count: int,
+    corners: tuple[int, int],
+    distance: float,
+    seed: int = 0,
+    tilt: float = 0.6,
+    reach: tuple[float, float] = (0.3, 0.22),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rotations and translations of a board that wanders over the picture.
 
@@ -118,15 +127,34 @@ def poses(
         distance: Metres, about.
         seed: Of everything.
         tilt: Most radians about each axis in the plane.
+        reach: How far the board's middle wanders, as a share of its distance.
     """
     rng = np.random.default_rng(seed)
     found = []
     for index in range(count):
         rvec = np.array([*rng.uniform(-tilt, tilt, 2), rng.uniform(-0.3, 0.3) * (tilt > 0)])
         z = distance * rng.uniform(0.8, 1.3)
-        place = np.array([(index % 3 - 1) * 0.3, (index // 3 % 3 - 1) * 0.22]) * z
+        place = np.array([(index % 3 - 1), (index // 3 % 3 - 1)]) * reach * z
         place += rng.uniform(-0.04, 0.04, 2) * z
         middle = np.array([(corners[0] - 1) / 2, (corners[1] - 1) / 2, 0]) * SQUARE
         rotation = cv2.Rodrigues(rvec)[0]
         found.append((rvec, np.array([*place, z]) - rotation @ middle))
     return found
+
+
+def ideal_views(
+    camera: Camera,
+    places: list[tuple[np.ndarray, np.ndarray]],
+    noise: float = 0.1,
+    corners: tuple[int, int] = (9, 6),
+) -> list[View]:
+    """Views whose corners are projected, with Gaussian noise in pixels, instead of found."""
+    rng = np.random.default_rng(1)
+    cells = np.indices(corners[::-1])[::-1].reshape(2, -1).T
+    points = board_points(cells, SQUARE)
+    views = []
+    for index, pose in enumerate(places):
+        pixels = MODELS[camera.model].project(points, pose, camera.K, camera.D).pixels
+        pixels = (pixels + rng.normal(0, noise, pixels.shape)).astype(np.float32)
+        views.append(View(f"view{index:02}", cells, points, pixels, 2.0, b""))
+    return views
