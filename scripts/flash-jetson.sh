@@ -111,7 +111,7 @@ check_bundle() {
     [[ -x $run ]] || run=fieldsight-run
     command -v "$run" >/dev/null || wrong "fieldsight-run is not installed here; run make setup"
     say "checking $BUNDLE"
-    "$run" verify "$BUNDLE" --backend onnxruntime >&2 || wrong "$BUNDLE is not whole; export it again"
+    "$run" verify "$BUNDLE" --backend onnxruntime >/dev/null || wrong "$BUNDLE is not whole; export it again"
     BUNDLE=${BUNDLE%/}
     BUNDLE_ID=$(sha256sum "$BUNDLE/manifest.json" | cut -c1-12)
     BUNDLE_NAME=$(basename "$BUNDLE" .bundle)-$BUNDLE_ID.bundle
@@ -225,7 +225,7 @@ main() {
         say "would install release $RELEASE: image $IMAGE ($IMAGE_MB MB, to copy: $NEED_IMAGE), bundle $BUNDLE_NAME ($BUNDLE_MB MB)"
         return
     fi
-    board prepare
+    board prepare "$BUNDLE_NAME"
     send_image
     send_bundle
     board release "$RELEASE" "$IMAGE_ID" "$BUNDLE_NAME"

@@ -89,7 +89,8 @@ facts() {
     echo "previous=$(link_target previous)"
 }
 
-prepare() { mkdir -p "$ROOT/incoming" "$ROOT/bundles" "$ROOT/releases"; }
+# prepare BUNDLE: make the folders. rsync looks into the bundle's for what need not be copied.
+prepare() { mkdir -p "$ROOT/incoming" "$ROOT/bundles/$1" "$ROOT/releases"; }
 
 has_image() { docker image inspect --format '{{.Id}}' "$1" >/dev/null 2>&1; }
 
@@ -124,7 +125,7 @@ bundle() {
     cp "$incoming/.sha256sums" "$ROOT/incoming/$1.sha256sums"
     rm -f "$incoming/.sha256sums"
     whole "$incoming" "$1" || fail "bundle $1 arrived altered; run again to copy it anew"
-    if whole "$place" "$1"; then
+    if whole "$place" "$1" 2>/dev/null; then
         rm -rf "$incoming" # the nodes may be using the one in its place
     else
         chmod -R a+rX "$incoming"
