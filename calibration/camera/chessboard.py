@@ -20,6 +20,7 @@ from calibration.camera.boards import (
 
 _LEAST = 3  # inner corners each way that the detector takes
 _LEAST_SURE = 4  # of an unknown board: noise has some of three
+_SEARCH_PX = 1600
 _SECTORS = cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_ACCURACY
 _THOROUGH = _SECTORS | cv2.CALIB_CB_EXHAUSTIVE
 _CLASSIC = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_FAST_CHECK
@@ -49,16 +50,18 @@ class Chessboard:
 
         The sector-based detector (Duda and Frese, "Accurate Detection and Localization of
         Checkerboard Corners for Calibration", BMVC 2018) comes first; where it finds nothing, the
-        classic one is asked.
+        classic one is asked. Both search large pictures shrunk; what they find is refined in full.
         """
-        size = self.columns, self.rows
-        found, pixels = cv2.findChessboardCornersSB(grey, size, flags=_SECTORS)
+        size, small = (self.columns, self.rows), _small(grey)
+        found, pixels = cv2.findChessboardCornersSB(small, size, flags=_SECTORS)
         if not found:
-            found, pixels = cv2.findChessboardCorners(grey, size, flags=_CLASSIC)
+            found, pixels = cv2.findChessboardCorners(small, size, flags=_CLASSIC)
         if not found or pixels is None or len(pixels) != self.columns * self.rows:
             return None
+        scale = np.array(grey.shape[::-1]) / small.shape[::-1]
+        pixels = ((pixels.reshape(-1, 2) + 0.5) * scale - 0.5).astype(np.float32)
         cells = np.indices((self.rows, self.columns))[::-1].reshape(2, -1).T
-        return refine(grey, Corners(cells, pixels.reshape(-1, 2).astype(np.float32)))
+        return refine(grey, Corners(cells, pixels))
 
     def explain(self, greys: Sequence[np.ndarray]) -> str:
         """Looks for a chessboard of any size."""
@@ -81,10 +84,21 @@ class Chessboard:
         )
 
 
+def _small(grey: np.ndarray) -> np.ndarray:
+    """The picture, shrunk to at most `_SEARCH_PX`: the search takes seconds at 12 megapixels."""
+    scale = _SEARCH_PX / max(grey.shape)
+    if scale >= 1:
+        return grey
+    size = round(grey.shape[1] * scale), round(grey.shape[0] * scale)
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+
+
 def _any_size(grey: np.ndarray) -> tuple[int, int] | None:
     """Inner corners (more, fewer) each way of the largest chessboard in a picture."""
     flags = _THOROUGH | cv2.CALIB_CB_LARGER
-    found, _, meta = cv2.findChessboardCornersSBWithMeta(grey, (_LEAST_SURE, _LEAST_SURE), flags)
+    found, _, meta = cv2.findChessboardCornersSBWithMeta(
+        _small(grey), (_LEAST_SURE, _LEAST_SURE), flags
+    )
     if not found or meta is None:
         return None
     rows, columns = sorted(meta.shape[:2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,8 @@ from calibration.camera.sharpness import edge_width
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame
 from edge_runtime.images import IMAGE_SUFFIXES
-from edge_runtime.sources import FrameSource, VideoSource, open_source
+from edge_runtime.sources import VIDEO_SUFFIXES, FrameSource, VideoSource, open_source
 
-log = logging.getLogger(__name__)
 MOST_VIDEO_FRAMES = 200  # of a video that are searched: the sharpest of as many stretches
 _SAMPLES = 4  # pictures without a board that are kept to say what they show
 
@@ -84,23 +82,25 @@ class Gathered:
 
 
 def gather(
-    specs: Sequence[str], board: Board, advance: Callable[[int, int], None] = lambda done, of: None
+    specs: Sequence[str],
+    board: Board,
+    advance: Callable[[int, int | None], None] = lambda done, of: None,
 ) -> Gathered:
     """Find the board in every picture.
 
     Args:
         specs: Images, folders, patterns and videos.
         board: What to look for.
-        advance: Called with how many of how many sources were searched.
+        advance: Called with how many of how many pictures were searched; None with videos.
 
     Raises:
         InputError: There is no picture, the pictures differ in size, or none shows the board.
     """
     sources = expand(specs)
     result = Gathered()
-    first = ""
-    for done, source in enumerate(sources):
-        advance(done, len(sources))
+    first, done = "", 0
+    videos = any(Path(source).suffix.lower() in VIDEO_SUFFIXES for source in sources)
+    for source in sources:
         for name, image in _pictures(source, result.rejected):
             name = _unused(name, result)
             if first and image.shape[:2] != result.size:
@@ -110,7 +110,8 @@ def gather(
                 )
             first, result.size = first or name, (image.shape[0], image.shape[1])
             _search(name, image, board, result)
-    advance(len(sources), len(sources))
+            done += 1
+            advance(done, None if videos else len(sources))
     _require_boards(result, board)
     return result
 
@@ -152,7 +153,6 @@ def _pictures(spec: str, rejected: list[Rejection]) -> Iterator[tuple[str, np.nd
             for frame in _sharpest(source) if isinstance(source, VideoSource) else source:
                 yield frame.frame_id, frame.image
     except InputError as error:
-        log.warning("skipped: %s", error)
         rejected.append(Rejection(Path(spec).name, "unreadable", str(error)))
 
 

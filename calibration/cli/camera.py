@@ -87,10 +87,10 @@ def camera(
         next_command(*command, "--model", model, "--bundle", "NAME.bundle")
 
 
-def _advance(bar: Any, title: str) -> Callable[[int, int], None]:
+def _advance(bar: Any, title: str) -> Callable[[int, int | None], None]:
     task = bar.add_task(title, total=None)
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int | None) -> None:
         bar.update(task, completed=done, total=total)
 
     return advance

@@ -48,6 +48,17 @@ def test_corners_are_found_to_a_tenth_of_a_pixel(
     assert np.linalg.norm(corners.pixels - corners.pixels.mean(0), axis=1).max() > 100
 
 
+def test_a_large_picture_is_searched_small_and_measured_in_full(camera: scenes.Camera) -> None:
+    board = parse_board("chessboard:9x6:0.025")
+    grey = grey_photo(camera, scenes.chessboard(9, 6))
+    large = cv2.resize(grey, None, fx=6.1, fy=6.1, interpolation=cv2.INTER_CUBIC)
+    small, full = board.find(grey), board.find(large)
+    assert small is not None and full is not None
+    places = (full.pixels + 0.5) / [large.shape[1] / 640, large.shape[0] / 480] - 0.5
+    turned = np.abs(places - small.pixels).max() > 50
+    assert np.abs((places[::-1] if turned else places) - small.pixels).max() < 0.15
+
+
 def test_a_charuco_board_may_be_cut_off(camera: scenes.Camera) -> None:
     board = parse_board("charuco:10x7:0.025:0.01875:DICT_4X4_50")
     grey = grey_photo(camera, scenes.charuco(10, 7, cv2.aruco.DICT_4X4_50))
