@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -265,8 +266,10 @@ class PycudaDevice:
 
         thread = threading.Thread(target=release, name="leave-cuda")
         try:
+            if sys.is_finalizing():  # a thread would never get its turn
+                raise RuntimeError
             thread.start()
-        except RuntimeError:  # a Python that ends starts no more threads, and this one ends, too
+        except RuntimeError:  # Python ends and starts no more threads; this one ends, too
             release()
         else:
             thread.join()

@@ -28,6 +28,7 @@ from edge_runtime.errors import InputError, RefusedError, explain_validation
 from edge_runtime.manifest import TensorRTSpec
 
 log = logging.getLogger(__name__)
+_REMIND_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,18 @@ def prepare(
     except BaseException:
         device.close()
         raise
+
+
+class _Reminder:
+    """Progress for those who show none: a line in the log now and then."""
+
+    def __init__(self) -> None:
+        self._next = perf_counter() + _REMIND_S
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if perf_counter() >= self._next:
+            self._next = perf_counter() + _REMIND_S
+            log.warning("still building the plan: %s, step %d of %d", phase, done, total)
 
 
 @dataclass
@@ -177,7 +190,7 @@ class _Job:
                 options,
                 source,
                 self.cache.load(timing, "timing"),
-                self.progress,
+                self.progress or _Reminder(),
             )
         if times:
             self.cache.store(timing, times, "timing")

@@ -141,7 +141,7 @@ class TensorRTEngine:
 
         Raises:
             InputError: An input has the wrong shape or type.
-            GpuError: The GPU failed; open the engine again.
+            GpuError, CaptureError: The GPU failed; open the engine again.
         """
         if self._context is None:
             raise GpuError(f"{self.name} is closed; open it again")

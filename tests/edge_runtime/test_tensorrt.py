@@ -478,17 +478,20 @@ def test_without_tensorrt_the_choice_is_refused_and_auto_falls_to_the_cpu(
     assert machine.cuda.retained == 0
 
 
+@pytest.mark.parametrize("finalizing", [True, False])
 def test_what_is_still_open_when_python_ends_is_closed(
-    machine: Machine, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, finalizing: bool
 ) -> None:
     from edge_runtime.engines import tensorrt
 
     engine = opened(tiny_bundle)
 
     def start(thread: threading.Thread) -> None:
+        assert not finalizing, "it would wait for ever"
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(sys, "is_finalizing", lambda: finalizing)
     tensorrt._close_all()
     gc.collect()
     assert machine.calls()[-1] == "release"

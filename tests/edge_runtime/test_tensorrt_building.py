@@ -17,7 +17,7 @@ from fakes.tensorrt import GENERATIONS, pack_plan
 from onnx import helper
 
 from edge_runtime.bundle import Bundle, create_bundle
-from edge_runtime.engines import building, open_engine, plan_cache
+from edge_runtime.engines import building, open_engine, plan_cache, preparing
 from edge_runtime.engines.building import BuildError
 from edge_runtime.engines.cuda import GpuError
 from edge_runtime.engines.preparing import Prepared, prepare
@@ -293,6 +293,19 @@ def test_progress_is_passed_on_and_can_stop_the_build(
     with pytest.raises(KeyboardInterrupt):
         prepare(tiny_bundle, force=True, progress=stop)
     assert not done(prepare(tiny_bundle)).built, "the plan of before is still there"
+
+
+def test_a_build_that_nobody_watches_speaks_up_now_and_then(
+    machine: Machine,
+    tiny_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = iter(range(0, 10_000, 4))  # seconds; each look at the clock takes four
+    monkeypatch.setattr(preparing, "perf_counter", lambda: next(clock))
+    open_engine(tiny_bundle, "tensorrt").close()
+    lines = [line for line in caplog.messages if "still building the plan: " in line]
+    assert 1 <= len(lines) <= 4 and "step " in lines[0]
 
 
 def _differently(values: np.ndarray) -> np.ndarray:
