@@ -114,6 +114,16 @@ class _Job:
 
     def run(self, overrides: Mapping[str, Any] | None, force: bool) -> Prepared:
         options = self._options(overrides)
+        ready = self._ready(options, force)
+        try:
+            if overrides is not None:  # kept only now that they have been seen to work
+                self.cache.store(self._key(), options.model_dump_json().encode(), "options")
+        except BaseException:
+            ready.engine.close()
+            raise
+        return ready
+
+    def _ready(self, options: TensorRTSpec, force: bool) -> Prepared:
         key = self._key(**options.model_dump(exclude={"cuda_graph"}))
         if not force and (ready := self._from_cache(key, options)):
             return ready
@@ -158,8 +168,6 @@ class _Job:
                 "DLA computes in fp16 and int8 only; use --precision fp16 or int8 with a bundle "
                 "that has such a file, or build without --dla"
             )
-        if overrides is not None:
-            self.cache.store(key, options.model_dump_json().encode(), "options")
         return options
 
     def _from_cache(self, key: PlanKey, options: TensorRTSpec) -> Prepared | None:

@@ -225,6 +225,7 @@ def test_a_dla_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=says):
         prepare(three, precision, {"dla_core": 0})
+    assert done(prepare(three, precision)).options.dla_core is None, "what failed is not kept"
 
 
 def test_the_timing_cache_lies_beside_the_plans_and_serves_the_next_build(
@@ -389,7 +390,7 @@ def test_a_model_that_changed_after_the_bundle_was_opened_is_refused(
         open_engine(tiny_bundle, "tensorrt")
 
 
-@pytest.mark.parametrize("kind", [".timing", ".plan"])
+@pytest.mark.parametrize("kind", [".timing", ".plan", ".options"])
 def test_a_cache_that_cannot_be_written_is_an_error_and_frees_the_gpu(
     machine: Machine, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -400,7 +401,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_frees_the_gpu(
 
     monkeypatch.setattr(plan_cache, "atomic_write_bytes", full)
     with pytest.raises(InputError, match=r"cannot be written .*No space left.*FIELDSIGHT_CACHE"):
-        prepare(tiny_bundle)
+        prepare(tiny_bundle, overrides={})
 
 
 def test_the_gpu_is_left_when_it_fails_at_once(machine: Machine, tiny_bundle: Bundle) -> None:
