@@ -20,6 +20,8 @@ def info(bundle: BundlePath, json_file: JsonFile = None) -> None:
     table = terminal.table_of(manifest.name)
     table.add_row("created", manifest.created)
     table.add_row("input", f"{spec.width}x{spec.height} {spec.color} {spec.dtype}, {spec.resize}")
+    if (camera := manifest.camera) is not None:
+        table.add_row("camera", f"{camera.model}, calibrated at {camera.width}x{camera.height}")
     for task in manifest.tasks:
         names = [entry.name for entry in manifest.classes.get(task, [])]
         table.add_row(task, f"{len(names)} classes: {', '.join(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import importlib.util
 import json
@@ -21,6 +22,7 @@ from rich.console import Console
 from calibration import cli
 from calibration.camera import parse_board, views
 from calibration.camera.views import expand, gather
+from edge_runtime import cli as run_cli
 from edge_runtime import terminal
 from edge_runtime.bundle import create_bundle, open_bundle
 from edge_runtime.errors import InputError
@@ -288,11 +290,23 @@ def test_a_broken_bundle_is_refused_before_anything_is_searched(
     assert code == 2 and "model.onnx has 7 bytes" in errors and "rms" not in out
 
 
-def test_a_camera_that_is_replaced_is_named(run: Run, photos: Path, bundle: Path) -> None:
+def test_a_camera_that_is_replaced_is_named(
+    run: Run,
+    photos: Path,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for time, says in enumerate((False, True)):
         code, out, errors = run(photos, "--board", BOARD, "--bundle", bundle)
         assert code == 0, (time, errors)
         assert ("replaced the camera it had (plumb_bob, 640x480)" in out) == says
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["fieldsight-run", "info", str(bundle)])
+        patch.setattr(terminal, "console", Console(width=200))
+        with contextlib.suppress(SystemExit):
+            run_cli.main()
+    assert "plumb_bob, calibrated at 640x480" in capsys.readouterr().out
 
 
 def test_patterns_folders_and_files_are_expanded_once(photos: Path) -> None:
