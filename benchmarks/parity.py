@@ -69,7 +69,7 @@ def from_files(bundle: Path, spec: str, data: Dataset) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "predictions"
         command = [sys.executable, "-m", "edge_runtime.cli", "predict", str(bundle), spec]
-        command += ["--out", str(out), "--score-threshold", "0.01", "--no-overlays"]
+        command += ["--out", str(out), "--score-threshold", "0", "--no-overlays"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         if data.segmentation_classes:
             count = len(data.segmentation_classes)

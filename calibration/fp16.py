@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from calibration.half import HALF_MAX, half_nodes, prepare, to_half
-from calibration.judging import AgreementJudge, as_evaluated, drop, judge_of
+from calibration.judging import AgreementJudge, as_evaluated, drop, judge_of, self_test
 from calibration.network import quantisable_layers
 from calibration.record import RECORD, amended_record
 from calibration.rounding import not_finite, overflowing, peaks, rounded
 from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
 from edge_runtime.datasets import Dataset, load_dataset
-from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.errors import InputError, RefusedError
-from edge_runtime.selftest import run_canary
 
 FILE = "model.fp16.onnx"
 BUDGET = 0.2  # points of mIoU or AP@.5 that may be lost
@@ -138,16 +135,6 @@ def _objection(
         return f"gives values in '{output}' that are not finite"
     if not lost <= budget:
         return f"loses {lost:.2f} points, {budget:g} allowed"
-    if not bundle.has("canary.npz"):
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE
-        onnx.save(twin, path)
-        engine = OnnxRuntimeEngine(path, precision="fp16")
-        try:
-            run_canary(bundle, engine)
-        except RefusedError as error:
-            return f"does not pass the robot's self-test: {error}"
-        finally:
-            engine.close()
+    if objection := self_test(bundle, twin, "fp16"):
+        return f"does not pass the robot's self-test: {objection}"
     return None

@@ -224,7 +224,7 @@ def calibrate_cpu(
             None,
             figures,
         )
-    return _finish(study, model, budget, figures, False, stage)
+    return _finish(study, model, budget, figures, False, stage, literal=False)
 
 
 def _finish(
@@ -234,13 +234,14 @@ def _finish(
     figures: dict[str, Any],
     half: bool,
     stage: Stage,
+    literal: bool = True,
 ) -> Outcome:
     """Recalibrate confidence, judge the very network that would be shipped, and decide."""
     model, figures["confidence"] = recalibrate(study, model, stage)
     figures["rest"] = "fp16" if half else "fp32"
     if half:
         model = to_half(model, _too_large_for_half(study, model))
-    after = study.judge(model)
+    after = study.judge(model, literal)
     figures["after"] = as_evaluated(after)
     figures["drop"] = lost = drop(study.before, after)
     if lost > budget:

@@ -13,13 +13,13 @@ import onnx
 from onnx import ModelProto
 
 from calibration.network import open_session
-from edge_runtime.bundle import Bundle, create_bundle, identity_adapter
+from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.datasets import Dataset
 from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.errors import InputError, RefusedError
 from edge_runtime.evaluation import evaluate
 from edge_runtime.perception import Perception
-from edge_runtime.selftest import boxes_found, run_canary
+from edge_runtime.selftest import boxes_found
 
 BUDGET_WITH_LABELS = 1.0  # points of mIoU or AP@.5
 BUDGET_OF_AGREEMENT = 5.0  # points of mask pixels or boxes that FP32 gives otherwise
@@ -39,8 +39,8 @@ class Judge(Protocol):
     kind: str
     budget: float
 
-    def __call__(self, model: ModelProto) -> Figures:
-        """Figures by name, as fractions."""
+    def __call__(self, model: ModelProto, literal: bool = True) -> Figures:
+        """Figures by name, as fractions; `literal` as in `perception_of`."""
         ...
 
 
@@ -50,17 +50,25 @@ def drop(before: Mapping[str, float], after: Mapping[str, float]) -> float:
 
 
 @contextmanager
-def perception_of(bundle: Bundle, model: ModelProto) -> Iterator[Perception]:
-    """The robot's own code around another network, on ONNX Runtime."""
-    fields = bundle.manifest.model_dump(exclude={"files", "schema_version"})
+def perception_of(
+    bundle: Bundle, model: ModelProto, precision: str = "fp32", literal: bool = True
+) -> Iterator[Perception]:
+    """The robot's own code around another network, on ONNX Runtime.
+
+    Args:
+        bundle: Whose manifest describes the network.
+        model: The network.
+        precision: Of it, for the engine's name.
+        literal: Compute Q/DQ pairs as they are written; see `OnnxRuntimeEngine`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.bundle"
-        draft = create_bundle(path, fields, {"model.onnx": model.SerializeToString()})
-        perception = Perception(draft, "onnxruntime", "fp32", score_threshold=0.01)
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        engine = OnnxRuntimeEngine(path, precision=precision, literal=literal)
         try:
-            yield perception
+            yield Perception(bundle, engine=engine)
         finally:
-            perception.close()
+            engine.close()
 
 
 class LabelJudge:
@@ -71,8 +79,8 @@ class LabelJudge:
     def __init__(self, bundle: Bundle, dataset: Dataset, limit: int | None = None) -> None:
         self.bundle, self.dataset, self.limit = bundle, dataset, limit
 
-    def __call__(self, model: ModelProto) -> Figures:
-        with perception_of(self.bundle, model) as perception:
+    def __call__(self, model: ModelProto, literal: bool = True) -> Figures:
+        with perception_of(self.bundle, model, literal=literal) as perception:
             found = evaluate(perception, self.dataset, self.limit, progress=False)
         values = {
             "miou": found.get("segmentation", {}).get("miou"),
@@ -95,16 +103,16 @@ class AgreementJudge:
         self.frames, self.adapter = frames, adapter
         self.expected = self._run(reference)
 
-    def _run(self, model: ModelProto) -> list[dict[str, np.ndarray]]:
-        session = open_session(model)
+    def _run(self, model: ModelProto, literal: bool = True) -> list[dict[str, np.ndarray]]:
+        session = open_session(model, literal)
         names = [output.name for output in session.get_outputs()]
         feeds = [{"image": frame[None], "adapter": self.adapter} for frame in self.frames]
         return [dict(zip(names, session.run(names, f), strict=True)) for f in feeds]
 
-    def __call__(self, model: ModelProto) -> Figures:
+    def __call__(self, model: ModelProto, literal: bool = True) -> Figures:
         masks: list[float] = []
         hits = total = 0
-        for expected, found in zip(self.expected, self._run(model), strict=True):
+        for expected, found in zip(self.expected, self._run(model, literal), strict=True):
             if "mask" in expected:
                 masks.append(float((expected["mask"] == found["mask"]).mean()))
             if "boxes" in expected:
@@ -140,14 +148,9 @@ def self_test(bundle: Bundle, model: ModelProto, precision: str) -> str | None:
     """What the robot's self-test has against a network, or None; see `selftest.run_canary`."""
     if not bundle.has("canary.npz"):
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model.{precision}.onnx"
-        onnx.save(model, path)
-        engine = OnnxRuntimeEngine(path, precision=precision)
+    with perception_of(bundle, model, precision) as perception:
         try:
-            run_canary(bundle, engine)
+            perception.self_test()
         except RefusedError as error:
             return str(error)
-        finally:
-            engine.close()
     return None

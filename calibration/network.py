@@ -64,9 +64,16 @@ def tensor_shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def open_session(model: ModelProto) -> ort.InferenceSession:
-    """A network on ONNX Runtime's CPU provider."""
+def open_session(model: ModelProto, literal: bool = True) -> ort.InferenceSession:
+    """A network on ONNX Runtime's CPU provider.
+
+    Args:
+        model: Any network.
+        literal: Compute Q/DQ pairs as they are written; see `OnnxRuntimeEngine`.
+    """
     options = ort.SessionOptions()
+    if literal:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.log_severity_level = 3  # FP16 and Q/DQ files make it warn of every constant
     content = model.SerializeToString()
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -128,6 +135,30 @@ def expose(model: ModelProto, names: Iterable[str]) -> ModelProto:
     del copy.graph.output[:]
     copy.graph.output.extend(known[name] for name in names)
     return copy
+
+
+def require_finite(model: ModelProto, frames: Iterable[np.ndarray], adapter: np.ndarray) -> None:
+    """Refuse to calibrate on activations that are not finite.
+
+    Args:
+        model: From `prepare`.
+        frames: uint8 [H, W, 3] of the network's size.
+        adapter: float32 [A].
+
+    Raises:
+        InputError: Names the first layer whose result is not finite.
+    """
+    names = {layer.node: layer.name for layer in quantisable_layers(model)}
+    layers = {n.output[0]: names[n.name] for n in model.graph.node if n.name in names}
+    session = open_session(expose(model, layers))
+    for frame in frames:
+        values = session.run(list(layers), {"image": frame[None], "adapter": adapter})
+        for layer, array in zip(layers.values(), values, strict=True):
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"layer '{layer}' gives values that are not finite in FP32; nothing can be "
+                    "calibrated on them. Check the weights and the frames, then export again"
+                )
 
 
 def _name(node: NodeProto, weights: set[str]) -> str:

@@ -90,7 +90,7 @@ def calibrate_with(
         tick: Called with the number of frames done since the last call.
 
     Raises:
-        InputError: An activation is not finite, or the calibrator is unknown.
+        InputError: The calibrator is unknown.
     """
     import calibration.modelopt  # noqa: F401  (registers itself)
 
@@ -120,22 +120,7 @@ def collect_ranges(
             part = frames[start : start + _CHUNK]
             collector.collect_data(_Frames(part, adapter))
             tick(len(part))
-        ranges = collector.compute_data()
-    _require_finite(ranges)
-    return ranges
-
-
-def _require_finite(ranges: TensorsData) -> None:
-    wrong = [
-        name
-        for name, data in ranges.items()
-        if not np.isfinite(np.asarray(data.range_value, np.float64)).all()
-    ]
-    if wrong:
-        raise InputError(
-            f"{len(wrong)} activations are not finite in FP32, first '{wrong[0]}'; nothing can be "
-            "calibrated on them. Check the weights and the frames, then export again"
-        )
+        return collector.compute_data()
 
 
 def quantise(
@@ -174,6 +159,8 @@ def quantise(
         quantiser.quantize_model()
     finally:
         quieted.setLevel(level)
+    quantiser.model.clean_initializers()
+    quantiser.model.topological_sort()
     result: ModelProto = quantiser.model.model
     return result
 

@@ -18,7 +18,7 @@ from calibration.frames import (
     run_statistics,
 )
 from calibration.judging import AgreementJudge, Figures, Judge, LabelJudge
-from calibration.network import Layer, prepare, quantisable_layers
+from calibration.network import Layer, prepare, quantisable_layers, require_finite
 from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError, RefusedError
@@ -102,7 +102,7 @@ def open_study(
         stage: Shows progress.
 
     Raises:
-        InputError: There is too little to read.
+        InputError: There is too little to read, or the network gives values that are not finite.
         RefusedError: The frames are not of the domain the student was trained in.
     """
     if not FEWEST <= count <= MOST:
@@ -115,6 +115,7 @@ def open_study(
     spare = 0 if labelled is not None else min(_AGREEMENT_FRAMES, len(candidates) // 3)
     order = k_centre(embeddings, min(count, len(candidates) - spare))
     chosen = [candidates[i] for i in order]
+    require_finite(model, chosen, adapter)
     distance = domain_distance(bundle, run_statistics(model, chosen, adapter))
     if distance is not None and not distance <= _FAR and not force:
         raise RefusedError(

@@ -23,7 +23,7 @@ def latency_ratio(model: ModelProto, baseline: ModelProto, inputs: dict[str, np.
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_ROUNDS):
         for network, taken in zip((model, baseline), times, strict=True):
-            session = open_session(network)
+            session = open_session(network, literal=False)
             for _ in range(_WARM_UP):
                 session.run(None, inputs)
             for _ in range(_RUNS):

@@ -217,9 +217,7 @@ def evaluate(
     from edge_runtime.perception import Perception
 
     with_labels = open_data(data, "val")
-    # Average precision needs the weak detections too.
-    perception = Perception(bundle, score_threshold=0.01)
-    figures = judge(perception, with_labels, limit=limit)
+    figures = judge(Perception(bundle), with_labels, limit=limit)
     console.print_json(json.dumps(figures))
     _finish(json_path, figures, [], f"fieldsight-run predict {bundle} SOURCE --out DIR")
 

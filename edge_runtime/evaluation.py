@@ -14,7 +14,7 @@ from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Detections, Frame
 
-EVALUATION_SCORE_THRESHOLD = 0.01  # average precision needs the weak detections too
+EVALUATION_SCORE_THRESHOLD = 0.0  # average precision is of the order of scores, not their size
 _IOU_THRESHOLDS = np.array([0.3, *np.linspace(0.5, 0.95, 10)])
 _MAX_DETECTIONS = 100
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
 from edge_runtime.decode import decode_detections, decode_segmentation
-from edge_runtime.engines import open_engine
+from edge_runtime.engines import Engine, open_engine
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.geometry import Geometry
@@ -32,6 +32,7 @@ class Perception:
         tasks: Tasks to decode; all of the bundle's if None.
         threads: CPU threads for one inference; the backend's choice if None.
         max_detections: Most detections in one frame.
+        engine: Run this engine, opened by the caller, in place of one for `backend`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Perception:
         tasks: Sequence[str] | None = None,
         threads: int | None = None,
         max_detections: int = 100,
+        engine: Engine | None = None,
     ) -> None:
         for name, value in (("score", score_threshold), ("iou", iou_threshold)):
             if not 0 <= value <= 1:
@@ -53,7 +55,7 @@ class Perception:
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_detections = max_detections
-        self.engine = open_engine(self.bundle, backend, precision, threads)
+        self.engine = engine or open_engine(self.bundle, backend, precision, threads)
         _check_contract(self)
         self._inputs = {name: self.engine.input_buffer(name) for name in self.engine.inputs}
         self._image = self._inputs["image"][0]

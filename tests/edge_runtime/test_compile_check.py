@@ -47,21 +47,36 @@ def student_network(trunk: str, path: Path) -> ModelProto:
     return onnx.load(path)
 
 
+def quantised(path: Path) -> ModelProto:
+    """The network in INT8, its ranges from two frames of noise."""
+    from calibration.network import prepare
+    from calibration.quantization import calibrate_with
+
+    network = prepare(path)
+    adapter = next(i for i in network.graph.input if i.name == "adapter")
+    size = adapter.type.tensor_type.shape.dim[0].dim_value
+    frames = list(np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8))
+    return calibrate_with("minmax", network, frames, np.ones(size, np.float32))()
+
+
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_default_students_build(trunk: str, tmp_path: Path, fields: dict[str, Any]) -> None:
     from calibration.half import to_half
 
     network = student_network(trunk, tmp_path / "model.onnx")
     half = to_half(network)
+    int8 = to_half(quantised(tmp_path / "model.onnx"))
     files: dict[str, bytes | Path] = {
         "model.onnx": tmp_path / "model.onnx",
         "model.fp16.onnx": half.SerializeToString(),
+        "model.int8.onnx": int8.SerializeToString(),
         "model.int8-cpu.onnx": b"not for TensorRT, and so not looked at",
     }
     reports = check_bundle(create_bundle(tmp_path / "x.bundle", fields, files))
     assert [(r.file, r.precision) for r in reports] == [
         ("model.onnx", "fp32"),
         ("model.fp16.onnx", "fp16"),
+        ("model.int8.onnx", "int8"),
     ]
     convolutions = sum(node.op_type == "Conv" for node in network.graph.node)
     for report in reports:
@@ -69,6 +84,7 @@ def test_default_students_build(trunk: str, tmp_path: Path, fields: dict[str, An
         assert report.problems == [] and report.float_layers == []
         assert report.layers == sum(report.layers_by_precision.values()) > convolutions > 40
     assert "fp16" not in reports[0].layers_by_precision
+    assert reports[2].layers_by_precision["int8"] > convolutions
     assert reports[1].layers_by_precision["fp16"] > reports[1].layers_by_precision["fp32"]
 
 

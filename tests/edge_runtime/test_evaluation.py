@@ -85,7 +85,7 @@ def test_perfect_perception(tiny):
         assert figures["detection"][key] == pytest.approx(1.0)
     assert figures["frames"] == 2
     assert figures["per_image"].shape == (2, 3, 3)
-    assert perception.seen == [0.01, 0.01]
+    assert perception.seen == [0.0, 0.0]
     assert perception.score_threshold == 0.3
 
 
