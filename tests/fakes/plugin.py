@@ -6,6 +6,7 @@ FAKE_FAULT names something that goes wrong on that GPU, which those tests must f
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from fakes.machine import Machine
 
 _PATCH = pytest.MonkeyPatch()
+_FOLDER = Path(tempfile.mkdtemp(prefix="fake-gpu-"))
 _COUNT = 0
 
 
@@ -34,7 +36,11 @@ FAULTS: dict[str, tuple[str, Any]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    machine = Machine(_PATCH, Path(tempfile.mkdtemp(prefix="fake-gpu-"))).install()
+    machine = Machine(_PATCH, _FOLDER).install()
     if fault := os.environ.get("FAKE_FAULT"):
         name, spoil = FAULTS[fault]
         machine.trt.spoil[name] = spoil
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(_FOLDER, ignore_errors=True)
