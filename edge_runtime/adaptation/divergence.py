@@ -1,0 +1,38 @@
+"""How far apart two sets of channel statistics are, robust against channels that hardly vary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+VARIANCE_FLOOR = 0.02  # of the median variance: a near-dead channel would drown all others
+CAP = 2.0  # most that one channel may say
+
+
+def divergence(
+    mean_a: np.ndarray, var_a: np.ndarray, mean_b: np.ndarray, var_b: np.ndarray
+) -> np.ndarray:
+    """Symmetric divergence of Gaussians, channel by channel; take its mean for one score.
+
+    Half the sum of both Kullback-Leibler divergences (the sum is the feature divergence of Pan et
+    al., IBN-Net, ECCV 2018), ``((v_a + d^2) / v_b + (v_b + d^2) / v_a - 2) / 4`` with d the
+    distance of the means. Variances below `VARIANCE_FLOOR` of the median over both sides are
+    raised to it, and a channel counts `CAP` at most.
+
+    Args:
+        mean_a: float [C], channel means at one adapter point.
+        var_a: float [C], their variances.
+        mean_b: float [C], of the other side.
+        var_b: float [C], of the other side.
+
+    Returns:
+        float64 [C] from 0 to `CAP`; `CAP` where a value is not finite.
+    """
+    means = np.asarray([mean_a, mean_b], np.float64)
+    variances = np.asarray([var_a, var_b], np.float64)
+    finite = variances[np.isfinite(variances)]
+    floor = VARIANCE_FLOOR * float(np.median(finite)) if finite.size else 0.0
+    with np.errstate(all="ignore"):
+        a, b = np.maximum(variances, max(floor, float(np.finfo(np.float32).tiny)))
+        squared = (means[0] - means[1]) ** 2
+        value = ((a + squared) / b + (b + squared) / a - 2) / 4
+    return np.clip(np.nan_to_num(value, nan=CAP, posinf=CAP), 0.0, CAP)
