@@ -19,6 +19,7 @@ from distill.graph import check_parity, identity, open_session, write_onnx
 from distill.runs import git_commit, load_student, versions
 from distill.tasks.segmentation import IGNORED
 from distill.teachers import licences
+from edge_runtime.adaptation.reference import FRAMES_KEY
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError
@@ -29,6 +30,7 @@ from edge_runtime.student import Student
 _CANARY_FRAMES = 16
 _REFERENCE_FRAMES = 64
 _CANARY_BOXES = 64
+_RUNS, _RUN_FRAMES = 8, 32  # of consecutive frames, to learn how far a source sequence strays
 
 
 def _canary(
@@ -87,6 +89,23 @@ def _reference(
         arrays[f"{point.name}.var"] = variances.mean(0) + means.var(0)
         at += 2 * c
     return save_arrays({**arrays, **counts})
+
+
+def _in_order(
+    session: ort.InferenceSession, dataset: Dataset, size: tuple[int, int], adapter: np.ndarray
+) -> np.ndarray:
+    """Statistics [N, A] of source frames in the order they were recorded: of all of them, or of
+    runs of consecutive ones spread evenly."""
+    count = len(dataset.samples)
+    chosen = list(range(count))
+    if count > _RUNS * _RUN_FRAMES:
+        starts = np.linspace(0, count - _RUN_FRAMES, _RUNS).astype(int)
+        chosen = [int(s) + k for s in starts for k in range(_RUN_FRAMES)]
+    rows = []
+    for i in chosen:
+        image = resize_image(dataset.read(i).image, size)
+        rows.append(session.run(["statistics"], {"image": image[None], "adapter": adapter})[0])
+    return np.stack(rows)
 
 
 def _histograms(student: Student, dataset: Dataset, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -153,7 +172,12 @@ def export(
             "model.onnx": path.read_bytes(),
             "student.safetensors": run / "student.safetensors",
             "reference.safetensors": _reference(
-                session, student, images, adapter, _histograms(student, dataset, indices)
+                session,
+                student,
+                images,
+                adapter,
+                _histograms(student, dataset, indices)
+                | {FRAMES_KEY: _in_order(session, dataset, chosen, adapter)},
             ),
             "canary.npz": _canary(
                 session,

@@ -95,7 +95,9 @@ def source_threshold(
 ) -> float:
     """The score that a window of a source sequence passes with the stated probability.
 
-    Scores are positive and skewed, so their logarithms are taken for normal.
+    Scores are positive and skewed, so their logarithms are taken for normal; its location and
+    spread are the median and 1.4826 times the median absolute deviation, so that a few frames of
+    another world within the source do not blind the judge.
 
     Args:
         reference: With `frames`.
@@ -110,7 +112,8 @@ def source_threshold(
             "again, or give a threshold"
         )
     logs = np.log(np.maximum(source_scores(reference, reference.frames, window), 1e-6))
-    return math.exp(logs.mean() + NormalDist().inv_cdf(1 - false_alarm_rate) * logs.std())
+    spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
+    return math.exp(np.median(logs) + NormalDist().inv_cdf(1 - false_alarm_rate) * spread)
 
 
 class DriftMonitor:

@@ -49,7 +49,8 @@ class Reference:
             arrays = load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{path}: cannot be read ({error}); export again") from None
-        means, variances = [], []
+        means: list[np.ndarray] = []
+        variances: list[np.ndarray] = []
         for point in points:
             for key, into in (("mean", means), ("var", variances)):
                 values = arrays.get(f"{point.name}.{key}")
