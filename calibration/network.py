@@ -104,6 +104,25 @@ def quantisable_layers(model: ModelProto) -> list[Layer]:
     return found
 
 
+def map_nodes(model: ModelProto) -> list[str]:
+    """Names of the nodes from the first convolution on that turn feature maps into feature maps.
+
+    What scales and shifts for the adapter is none of them: it stays in float, and so do statistics
+    and the arithmetic of boxes.
+    """
+    shapes = tensor_shapes(model)
+    constants = {tensor.name for tensor in model.graph.initializer} | {""}
+    computed = _downstream(model, _first_outputs(model, "Conv"))
+    useful = _upstream(model, [o.name for o in model.graph.output if o.name != "statistics"])
+    return [
+        node.name
+        for node in model.graph.node
+        if (node.op_type == "Conv" or computed.issuperset(set(node.input) - constants))
+        and node.output[0] in useful & computed
+        and len(shapes.get(node.output[0], ())) == 4
+    ]
+
+
 def all_macs(model: ModelProto) -> int:
     """Multiply-add operations of one inference, all layers."""
     shapes = tensor_shapes(model)
@@ -180,6 +199,10 @@ def _macs(node: NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     if node.op_type == "Gemm":
         inner = shapes.get(node.input[0], (inner,))[-1]
     return int(np.prod(out) * inner)
+
+
+def _first_outputs(model: ModelProto, operator: str) -> list[str]:
+    return [n.output[0] for n in model.graph.node if n.op_type == operator][:1]
 
 
 def _downstream(model: ModelProto, names: Iterable[str]) -> set[str]:

@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stdout
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from onnx import ModelProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry
 
-from calibration.network import QUANTISED, quantisable_layers
+from calibration.network import QUANTISED, map_nodes, quantisable_layers
 from edge_runtime.errors import InputError
 
 _CHUNK = 4  # frames whose activations are held in memory at once
@@ -47,9 +48,28 @@ _TENSORRT: dict[str, Any] = {
     "AddQDQPairToWeight": True,
     "OpTypesToExcludeOutputQuantization": ["Conv", "MatMul", "Gemm", "Add", "Mul", "Relu"],
 }
-STYLES: dict[str, tuple[QuantType, dict[str, Any]]] = {
-    "tensorrt": (QuantType.QInt8, _TENSORRT),
-    "cpu": (QuantType.QUInt8, {}),
+# ONNX Runtime on CPUs is fastest where maps stay in 8 bits from one operator to the next.
+_CPU_OPERATORS = tuple(op for op in QDQRegistry if op != "Softmax")
+
+
+@dataclass(frozen=True)
+class Style:
+    """A form of quantised network: operators, the nodes meant, and how pairs are placed."""
+
+    operators: tuple[str, ...]
+    nodes: Callable[[ModelProto], list[str]]
+    activations: QuantType
+    options: dict[str, Any]
+
+
+STYLES = {
+    "tensorrt": Style(
+        QUANTISED,
+        lambda model: [layer.node for layer in quantisable_layers(model)],
+        QuantType.QInt8,
+        _TENSORRT,
+    ),
+    "cpu": Style(_CPU_OPERATORS, map_nodes, QuantType.QUInt8, {}),
 }
 
 
@@ -102,19 +122,20 @@ def calibrate_with(
 def collect_ranges(
     method: CalibrationMethod,
     options: dict[str, Any],
+    operators: Sequence[str],
     model: ModelProto,
     frames: Sequence[np.ndarray],
     adapter: np.ndarray,
     tick: Tick,
 ) -> TensorsData:
-    """Range of every tensor that a quantised layer reads or writes."""
+    """Range of every tensor that an operator of `operators` reads or writes."""
     # The histogram calibrators print what they do.
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         augmented = str(Path(folder) / "augmented.onnx")
         collector = create_calibrator(
-            path, list(QUANTISED), augmented, method, extra_options=options
+            path, list(operators), augmented, method, extra_options=options
         )
         for start in range(0, len(frames), _CHUNK):
             part = frames[start : start + _CHUNK]
@@ -124,20 +145,19 @@ def collect_ranges(
 
 
 def quantise(
-    model: ModelProto, ranges: TensorsData, in_float: Collection[str] = (), style: str = "tensorrt"
+    model: ModelProto, ranges: TensorsData, style: Style, in_float: Collection[str] = ()
 ) -> ModelProto:
-    """Insert Q/DQ pairs around every quantisable layer but those of `in_float`.
+    """Insert Q/DQ pairs around the nodes that a style means but for those of `in_float`.
 
     Args:
         model: From `network.prepare`; it is not changed.
-        ranges: From `collect_ranges`.
+        ranges: From `collect_ranges` for the style's operators.
+        style: One of `STYLES`.
         in_float: Nodes that stay in floating point.
-        style: "tensorrt" or "cpu"; see `STYLES`.
     """
-    chosen = [layer.node for layer in quantisable_layers(model) if layer.node not in in_float]
+    chosen = [node for node in style.nodes(model) if node not in in_float]
     if not chosen:
         raise InputError("no layer is left to quantise")
-    activations, options = STYLES[style]
     copy = ModelProto()
     copy.CopyFrom(model)
     quieted = logging.getLogger()
@@ -149,12 +169,12 @@ def quantise(
             True,  # per channel
             False,
             QuantType.QInt8,
-            activations,
+            style.activations,
             ranges,
             chosen,
             [],
-            list(QUANTISED),
-            dict(options),
+            list(style.operators),
+            dict(style.options),
         )
         quantiser.quantize_model()
     finally:
@@ -169,9 +189,18 @@ def _by_ranges(method: CalibrationMethod, options: dict[str, Any]) -> Calibrator
     def calibrate(
         model: ModelProto, frames: Sequence[np.ndarray], adapter: np.ndarray, tick: Tick
     ) -> Quantise:
-        return partial(
-            quantise, model, collect_ranges(method, options, model, frames, adapter, tick)
-        )
+        def ranges(style: str, tick: Tick) -> TensorsData:
+            operators = STYLES[style].operators
+            return collect_ranges(method, options, operators, model, frames, adapter, tick)
+
+        found = {"tensorrt": ranges("tensorrt", tick)}
+
+        def make(in_float: Collection[str] = (), style: str = "tensorrt") -> ModelProto:
+            if style not in found:  # many more tensors, so only where they are wanted
+                found[style] = ranges(style, lambda _: None)
+            return quantise(model, found[style], STYLES[style], in_float)
+
+        return make
 
     return calibrate
 
