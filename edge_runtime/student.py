@@ -186,14 +186,16 @@ class Student(nn.Module):
             adapter=self.trunk.points,
         )
 
-    def pyramid(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def pyramid(
+        self, image: Tensor, adapter: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Trunk features and neck maps at strides 4 to 32 of a uint8 image [B, H, W, 3]."""
-        features, _ = self.trunk(image)
+        features, _ = self.trunk(image, adapter)
         return features, self.neck(features)
 
-    def forward(self, image: Tensor) -> dict[str, object]:
+    def forward(self, image: Tensor, adapter: Tensor | None = None) -> dict[str, object]:
         """Head outputs by task, as the losses take them."""
-        _, pyramid = self.pyramid(image)
+        _, pyramid = self.pyramid(image, adapter)
         return {task: head(pyramid) for task, head in self.heads.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from edge_runtime.doctor.findings import Answer, probe
 from edge_runtime.doctor.machine import Machine
@@ -72,8 +73,16 @@ def _limit(machine: Machine, zone: str) -> float | None:
     return min(limits, default=None)
 
 
-@probe("resources", "temperature")
-def temperature(machine: Machine) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A thermal zone: its name, temperature, and the one at which the kernel acts, in Celsius."""
+
+    name: str
+    degrees: float
+    limit: float
+
+
+def nearest_zone(machine: Machine) -> Zone | None:
     """The zone that is nearest to its limit; zones that are off do not count."""
     zones = []
     for zone in machine.glob("/sys/class/thermal/thermal_zone*"):
@@ -81,14 +90,20 @@ def temperature(machine: Machine) -> Answer:
         if value is not None and 0 < value < 200_000:
             name = (machine.read(f"{zone}/type") or zone.rpartition("/")[2])[:40]
             zones.append((name, value / 1000, _limit(machine, zone)))
-    if not zones:
-        return Answer.absent("no thermal zone can be read")
     # One zone's limit often holds for all: only the junction's tells it.
     shared = min((limit for *_, limit in zones if limit), default=_UNKNOWN_LIMIT)
-    known = [(limit or shared, name, degrees) for name, degrees, limit in zones]
-    limit, name, degrees = min(known, key=lambda zone: zone[0] - zone[2])
-    margin = limit - degrees
-    found = f"{name} {degrees:.0f} °C, acts at {limit:.0f} °C"
+    known = [Zone(name, degrees, limit or shared) for name, degrees, limit in zones]
+    return min(known, key=lambda zone: zone.limit - zone.degrees, default=None)
+
+
+@probe("resources", "temperature")
+def temperature(machine: Machine) -> Answer:
+    """The zone that is nearest to its limit."""
+    zone = nearest_zone(machine)
+    if zone is None:
+        return Answer.absent("no thermal zone can be read")
+    margin = zone.limit - zone.degrees
+    found = f"{zone.name} {zone.degrees:.0f} °C, acts at {zone.limit:.0f} °C"
     remedy = "check fan and heat sink, or choose a lower power mode"
     if margin < _CRITICAL:
         return Answer.problem(found, remedy)
