@@ -1,0 +1,93 @@
+"""Frames that say nothing about the world: of a camera that is broken, covered or blinded.
+
+They are never learned from. Each check looks at a grid of pixels, so that all of them together
+cost a small part of a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edge_runtime.frames import Frame
+
+_GRID = 96  # pixels looked at along the shorter side, at least
+_CELLS = 8  # along each side, for what covers a part of the view
+_COVERED = 0.35  # share of cells without any texture
+_BRIGHTER = 12  # grey levels by which the rest must differ from what covers it
+_SATURATED = 0.7  # share of values at either end of the range
+
+Check = Callable[[np.ndarray, np.ndarray | None], bool]
+_CHECKS: dict[str, Check] = {}
+
+
+def _check(name: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        _CHECKS[name] = check
+        return check
+
+    return register
+
+
+def fault_of(frame: Frame, previous: Frame | None) -> str | None:
+    """What is wrong with a frame, or None.
+
+    Args:
+        frame: The frame.
+        previous: The one before it, if any.
+
+    Returns:
+        "black", "white", "flat" (one colour), "frozen" (the same as before), "saturated" or
+        "occluded" (a large part of the view has no texture at all).
+    """
+    pixels = _thinned(frame.image)
+    before = None
+    if previous is not None and previous.image.shape == frame.image.shape:
+        before = _thinned(previous.image)
+    return next((name for name, check in _CHECKS.items() if check(pixels, before)), None)
+
+
+def _thinned(image: np.ndarray) -> np.ndarray:
+    """Every n-th pixel, int16 [h, w, 3]."""
+    step = max(1, min(image.shape[:2]) // _GRID)
+    return image[::step, ::step].astype(np.int16)
+
+
+@_check("black")
+def _black(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    return bool(np.percentile(pixels, 99) <= 4)
+
+
+@_check("white")
+def _white(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    return bool(np.percentile(pixels, 1) >= 250)
+
+
+@_check("flat")
+def _flat(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    return bool((pixels.max((0, 1)) - pixels.min((0, 1))).max() <= 4)
+
+
+@_check("frozen")
+def _frozen(pixels: np.ndarray, before: np.ndarray | None) -> bool:
+    return before is not None and bool((pixels == before).all())
+
+
+@_check("saturated")
+def _saturated(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    return bool(((pixels <= 1) | (pixels >= 254)).mean() >= _SATURATED)
+
+
+@_check("occluded")
+def _occluded(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    height, width = (size // _CELLS for size in pixels.shape[:2])
+    if not height or not width:
+        return False
+    grey = pixels[: height * _CELLS, : width * _CELLS].mean(2)
+    cells = grey.reshape(_CELLS, height, _CELLS, width).swapaxes(1, 2).reshape(_CELLS**2, -1)
+    bare = np.ptp(cells, axis=1) <= 1
+    if bare.mean() < _COVERED or bare.all():
+        return False
+    covering, rest = np.median(cells[bare]), cells[~bare].mean()
+    return bool(covering < rest - _BRIGHTER)  # an overexposed sky is brighter than the rest
