@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,14 @@ import pytest
 from onnx import numpy_helper
 
 from calibration import int8
-from calibration.int8 import calibrate, calibrate_cpu, choose_calibrator, rank_layers, store
+from calibration.int8 import (
+    Calibrated,
+    calibrate,
+    calibrate_cpu,
+    choose_calibrator,
+    rank_layers,
+    store,
+)
 from calibration.network import Layer
 from calibration.quantization import calibrate_with
 from calibration.record import read_record
@@ -50,15 +59,38 @@ def study_of(bundle: Bundle, blocks: Path) -> Study:
     return open_study(bundle, f"{blocks}:train", load_dataset(f"{blocks}:val"), 16)
 
 
-def test_the_layer_that_hurts_is_found_and_only_it_stays_in_float(
-    bundle: Bundle, blocks: Path
-) -> None:
-    spoilt, culprit = with_a_layer_that_quantises_badly(bundle)
-    study = study_of(spoilt, blocks)
+@dataclass(frozen=True)
+class Spoilt:
+    """A study of a bundle with one bad layer, whose layers were ranked once for all tests."""
+
+    bundle: Bundle
+    culprit: str
+    study: Study
+    calibrated: Calibrated
+    ranking: list[Damage]
+
+
+@pytest.fixture(scope="module")
+def spoilt(trained_bundle: Path, blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Spoilt:
+    folder = tmp_path_factory.mktemp("spoilt") / "blocks.bundle"
+    shutil.copytree(trained_bundle, folder)
+    bundle, culprit = with_a_layer_that_quantises_badly(open_bundle(folder))
+    study = study_of(bundle, blocks)
     calibrated = choose_calibrator(study, ["minmax"])
+    return Spoilt(bundle, culprit, study, calibrated, rank_layers(study, calibrated.quantise))
+
+
+@pytest.fixture
+def ranked(spoilt: Spoilt, monkeypatch: pytest.MonkeyPatch) -> Spoilt:
+    """With the ranking that takes long not made again."""
+    monkeypatch.setattr(int8, "rank_layers", lambda *_: spoilt.ranking)
+    return spoilt
+
+
+def test_the_layer_that_hurts_is_found_and_only_it_stays_in_float(ranked: Spoilt) -> None:
+    study, calibrated, culprit = ranked.study, ranked.calibrated, ranked.culprit
     assert calibrated.drops["minmax"] > 5
-    ranking = rank_layers(study, calibrated.quantise)
-    assert ranking[0].layer.node == culprit
+    assert ranked.ranking[0].layer.node == culprit
     outcome = int8.calibrate_tensorrt(study, calibrated, 1.0, half=False)
     assert outcome.accepted, outcome.reason
     assert outcome.figures["nodes_in_float"] == [culprit]
@@ -68,15 +100,13 @@ def test_the_layer_that_hurts_is_found_and_only_it_stays_in_float(
 
 
 def test_a_file_that_misses_its_budget_is_refused_and_the_bundle_says_so(
-    bundle: Bundle, blocks: Path, monkeypatch: pytest.MonkeyPatch
+    ranked: Spoilt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoilt, _ = with_a_layer_that_quantises_badly(bundle)
-    study = study_of(spoilt, blocks)
     monkeypatch.setattr(int8, "LEAST_MACS", 1.0)
-    outcomes = calibrate(study, 1.0, ["minmax"], cpu=False)
+    outcomes = {"int8": int8.calibrate_tensorrt(ranked.study, ranked.calibrated, 1.0)}
     assert not outcomes["int8"].accepted
     assert "gains nothing over FP16" in outcomes["int8"].reason
-    kept = store(spoilt, outcomes)
+    kept = store(ranked.bundle, outcomes)
     assert not kept.has("model.int8.onnx")
     section = read_record(kept)["int8"]
     assert section["accepted"] is False and section["reason"] == outcomes["int8"].reason
@@ -84,10 +114,9 @@ def test_a_file_that_misses_its_budget_is_refused_and_the_bundle_says_so(
 
 
 def test_a_budget_that_no_number_of_float_layers_keeps_is_refused(
-    bundle: Bundle, blocks: Path
+    ranked: Spoilt,
 ) -> None:
-    spoilt, _ = with_a_layer_that_quantises_badly(bundle)
-    outcome = calibrate(study_of(spoilt, blocks), -50.0, ["minmax"], cpu=False)["int8"]
+    outcome = int8.calibrate_tensorrt(ranked.study, ranked.calibrated, -50.0)
     assert not outcome.accepted
     assert "points at the least, -50 allowed" in outcome.reason
 
