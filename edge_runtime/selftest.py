@@ -44,7 +44,7 @@ def run_canary(bundle: Bundle, engine: Engine) -> dict[str, float]:
     Raises:
         RefusedError: An agreement is below what the precision allows, or a value is not finite.
     """
-    canary = _load(bundle)
+    canary = load_canary(bundle)
     tolerance = _INT8 if "int8" in engine.name else _FLOAT
     adapter = identity_adapter(bundle.manifest)
     masks: list[float] = []
@@ -81,7 +81,12 @@ def _require(what: str, share: float, least: float, engine: Engine) -> None:
         )
 
 
-def _load(bundle: Bundle) -> dict[str, np.ndarray]:
+def load_canary(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The arrays of a bundle's `canary.npz`, its `images` checked against the network's input.
+
+    Raises:
+        BundleError: There is none, or it is damaged.
+    """
     if not bundle.has("canary.npz"):
         raise BundleError(f"{bundle.path}: no canary.npz, so no self-test; export it again")
     try:

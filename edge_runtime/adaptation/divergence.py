@@ -19,20 +19,24 @@ def divergence(
     raised to it, and a channel counts `CAP` at most.
 
     Args:
-        mean_a: float [C], channel means at one adapter point.
-        var_a: float [C], their variances.
-        mean_b: float [C], of the other side.
-        var_b: float [C], of the other side.
+        mean_a: float [..., C], channel means at one adapter point.
+        var_a: float [..., C], their variances.
+        mean_b: float [..., C], of the other side.
+        var_b: float [..., C], of the other side.
 
     Returns:
-        float64 [C] from 0 to `CAP`; `CAP` where a value is not finite.
+        float64 [..., C] from 0 to `CAP`; `CAP` where a value is not finite.
     """
-    means = np.asarray([mean_a, mean_b], np.float64)
-    variances = np.asarray([var_a, var_b], np.float64)
-    finite = variances[np.isfinite(variances)]
-    floor = VARIANCE_FLOOR * float(np.median(finite)) if finite.size else 0.0
+    mean_a, var_a, mean_b, var_b = np.broadcast_arrays(
+        *(np.asarray(values, np.float64) for values in (mean_a, var_a, mean_b, var_b))
+    )
+    both = np.concatenate([var_a, var_b], axis=-1)
+    if not np.isfinite(both).all():
+        both = np.where(np.isfinite(both), both, 0.0)
+    median = np.median(both, axis=-1, keepdims=True)
+    floor = np.maximum(VARIANCE_FLOOR * median, np.finfo(np.float32).tiny)
     with np.errstate(all="ignore"):
-        a, b = np.maximum(variances, max(floor, float(np.finfo(np.float32).tiny)))
-        squared = (means[0] - means[1]) ** 2
+        a, b = np.maximum(var_a, floor), np.maximum(var_b, floor)
+        squared = np.square(mean_a - mean_b)
         value = ((a + squared) / b + (b + squared) / a - 2) / 4
     return np.clip(np.nan_to_num(value, nan=CAP, posinf=CAP), 0.0, CAP)
