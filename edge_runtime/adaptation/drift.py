@@ -23,6 +23,7 @@ WINDOW = 10  # frames
 FALSE_ALARM_RATE = 1e-3  # share of windows of a source sequence that may lie above the threshold
 _LIMIT = 4.0  # of the cumulative sum of log(score / threshold)
 _MOST = 1.0  # a frame at e times the threshold, or further, counts so much
+_MOVED = 1.0  # of that sum: what comes back from beyond was a change of scene
 _RETURN = 0.0  # slack on the way back, in units of log(score / threshold)
 _BLOCKS = 8  # source sequences are judged against what remains without them
 
@@ -142,6 +143,7 @@ class DriftMonitor:
         self._leave, self._return = Cusum(0.0, _LIMIT, _MOST), Cusum(_RETURN, _LIMIT, _MOST)
         self._state: Literal["normal", "shifted"] = "normal"
         self._since = 0
+        self._moved = False
 
     def update(self, statistics: np.ndarray) -> Drift:
         """Take one frame's statistics.
@@ -164,12 +166,16 @@ class DriftMonitor:
         """Advance the state by one frame whose log score is `excess` above the threshold."""
         self._since += 1
         if self._state == "normal":
-            was = self._leave.sum
             if self._leave.update(excess):
                 self._state, self._since = "shifted", self._leave.length
                 self._return.reset()
+                self._moved = False
                 return "shift"
-            return "scene change" if was > 1 and self._leave.sum == 0 else None
+            self._moved |= self._leave.sum > _MOVED
+            if self._moved and self._leave.sum == 0:
+                self._moved = False
+                return "scene change"
+            return None
         if self._return.update(-excess):
             self._state, self._since = "normal", self._return.length
             self._leave.reset()

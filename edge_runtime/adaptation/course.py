@@ -1,0 +1,217 @@
+"""Where the learner stands: at home with the identity, or adapted to somewhere else.
+
+Away from home an adapter belongs to the statistics it was found for. As soon as frames look more
+like home than like there, home's adapter, the identity, is used again; what was found is
+remembered by the place's statistics and used at once when frames look like it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_runtime.adaptation.divergence import divergence
+from edge_runtime.adaptation.drift import Drift, pooled
+from edge_runtime.adaptation.guard import Guard
+from edge_runtime.adaptation.memory import PlaceMemory
+from edge_runtime.adaptation.store import AdapterStore, StoreError
+from edge_runtime.adaptation.strategies import Strategy
+from edge_runtime.adaptation.trial import Probe, outcome_of, rehearse
+from edge_runtime.frames import Frame, Result
+
+log = logging.getLogger(__name__)
+
+HELD = 3  # frames on which candidates are rehearsed and judged
+_REHEARSAL = 6  # forward passes of a rehearsal
+_MIRRORED = 2  # held frames whose mirror image is perceived
+_MOMENTUM = 0.05  # of a place's running statistics
+_SURE = 2  # frames in a row that must look like home
+_ELSEWHERE = 5  # frames in a row that must look like neither
+_PATIENCE = 100  # frames before another attempt after a refusal; doubled by each, up to
+_MOST_PATIENCE = 1600
+_SHADOW = 5  # in the shadow, every so many frames are perceived under the adapter
+_SAVE = 200  # frames between two savings of an adapter that is being followed
+
+
+@dataclass
+class _Place:
+    """Running statistics of the first point, away from home."""
+
+    mean: np.ndarray
+    square: np.ndarray
+
+    def follow(self, mean: np.ndarray, var: np.ndarray) -> None:
+        self.mean = self.mean + _MOMENTUM * (mean - self.mean)
+        self.square = self.square + _MOMENTUM * (var + np.square(mean) - self.square)
+
+    @property
+    def var(self) -> np.ndarray:
+        return np.maximum(self.square - np.square(self.mean), 0)
+
+    @property
+    def signature(self) -> np.ndarray:
+        return np.concatenate([self.mean, self.var]).astype(np.float32)
+
+
+class Course:
+    """Moves between home and adapted, one frame at a time.
+
+    Args:
+        strategy: Finds candidates.
+        guard: Judges and watches them; its reference is home.
+        store: Keeps promoted adapters.
+        memory: Knows places.
+        probe: Perceives a held frame under an adapter.
+        threshold: Of drift: home is what lies within.
+        closed: Whether frames come perceived under `adapter`; else under the identity.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        guard: Guard,
+        store: AdapterStore | None,
+        memory: PlaceMemory | None,
+        probe: Probe,
+        threshold: float,
+        closed: bool,
+    ) -> None:
+        self.strategy, self.guard, self.reference = strategy, guard, guard.reference
+        self.store, self.memory, self.probe = store, memory, probe
+        self.threshold, self.closed = threshold, closed
+        ones, zeros = np.ones_like(self.reference.mean), np.zeros_like(self.reference.mean)
+        self.identity = self.adapter = self.reference.join(ones, zeros)
+        self._held: deque[tuple[Frame, Result]] = deque(maxlen=HELD)
+        self._place: _Place | None = None
+        self._wait, self._patience = 0, _PATIENCE
+        self._homely, self._strange, self._age = 0, 0, 0
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter other than home's is in use."""
+        return self._place is not None
+
+    def step(self, frame: Frame, result: Result, drift: Drift) -> str | None:
+        """Take one frame that is no fault; returns what happened, if anything."""
+        self._held.append((frame, result))
+        if self._place is None:
+            return self._seek(drift)
+        return self._follow(frame, result, drift, self._place)
+
+    def go_home(self, event: str) -> str:
+        """Use the identity from now on, and remember the place that is left."""
+        if self._place is not None and event in ("home", "elsewhere"):
+            self._remember(self._place)
+        self._place, self.adapter = None, self.identity
+        self._homely = self._strange = 0
+        self._held.clear()
+        self.strategy.reset()
+        return event
+
+    def give_up(self, event: str) -> str:
+        """Go home because of what the adapter did, not because the world did; wait, then seek."""
+        self._wait, self._patience = self._patience, min(2 * self._patience, _MOST_PATIENCE)
+        return self.go_home(event)
+
+    def save(self, note: dict[str, object]) -> int | None:
+        """Store the adapter in use; its version, or None if there is no store or it failed."""
+        try:
+            return None if self.store is None else self.store.save(self.adapter, note)
+        except StoreError as error:
+            log.warning("not stored: %s", error)
+            return None
+
+    def _seek(self, drift: Drift) -> str | None:
+        """At home: is this a known place, or one to find an adapter for?"""
+        self._wait = max(0, self._wait - 1)
+        if len(self._held) < HELD:
+            return None
+        mean, var = self._recent()
+        if self._distance(mean, var, None) > self.threshold and self.memory is not None:
+            place = self.memory.recall(np.concatenate([mean, var]))
+            if place is not None and self.guard.refusal(place.adapter) is None:
+                self.strategy.reset(place.adapter)
+                self.guard.promoted(place.adapter)
+                self._settle(place.adapter, mean, var)
+                return "recalled"
+        if drift.state != "shifted" or self._wait:
+            return None
+        return self._attempt(drift, mean, var)
+
+    def _attempt(self, drift: Drift, mean: np.ndarray, var: np.ndarray) -> str:
+        """Find a candidate on the held frames and let the guard judge it."""
+        frames = [frame for frame, _ in self._held]
+        self.strategy.reset()
+        candidate = rehearse(self.strategy, self.probe, frames, drift, self.identity, _REHEARSAL)
+        now = [result for _, result in self._held]
+        args = self.probe, frames, _MIRRORED
+        current = outcome_of(self.guard, self.identity, *args, results=now)
+        outcome = outcome_of(self.guard, candidate, *args)
+        verdict = self.guard.judge(current, outcome)
+        log.info("%s: %s", "promoted" if verdict.promote else "refused", "; ".join(verdict.reasons))
+        if not verdict.promote:
+            return self.give_up("refused")
+        self.guard.promoted(candidate, outcome)
+        self._patience = _PATIENCE
+        self._settle(candidate, mean, var)
+        self.save({"event": "promoted", "drift": round(drift.score, 4)})
+        return "promoted"
+
+    def _settle(self, adapter: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
+        self._place = _Place(mean, var + np.square(mean))
+        self.adapter = adapter
+        self._homely = self._strange = self._age = 0
+
+    def _follow(self, frame: Frame, result: Result, drift: Drift, place: _Place) -> str | None:
+        """Adapted: still there? Then follow the strategy by small steps."""
+        self._age += 1
+        mean, var = self._recent()
+        home, here = self._distance(mean, var, None), self._distance(mean, var, place)
+        self._homely = self._homely + 1 if home < here else 0
+        if self._homely >= _SURE or drift.event == "return":
+            return self._left("home")
+        self._strange = self._strange + 1 if here > max(2 * self.threshold, home / 2) else 0
+        if self._strange >= _ELSEWHERE:
+            return self._left("elsewhere")
+        place.follow(mean, var)
+        if not self.closed:
+            if self._age % _SHADOW:
+                return None
+            result = self.probe(frame, self.adapter)
+        candidate = self.strategy.observe(frame, result, drift)
+        if candidate is not None and self.guard.refusal(candidate) is None:
+            self.adapter = candidate
+            self.guard.followed(candidate)
+        if self._age % _SAVE == 0:
+            self.save({"event": "followed", "drift": round(drift.score, 4)})
+        return None
+
+    def _left(self, event: str) -> str:
+        self.guard.reset()
+        return self.go_home(event)
+
+    def _recent(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first point's mean and variance over the held frames."""
+        held = [result.statistics for _, result in self._held if result.statistics is not None]
+        mean, var = self.reference.split(np.stack(held))
+        first = self.reference.first
+        return pooled(mean[:, first], var[:, first])
+
+    def _distance(self, mean: np.ndarray, var: np.ndarray, place: _Place | None) -> float:
+        """Mean divergence of first-point statistics from a place's, or from home's."""
+        first = self.reference.first
+        other = (self.reference.mean[first], self.reference.var[first])
+        if place is not None:
+            other = place.mean, place.var
+        return float(divergence(mean, var, *other).mean())
+
+    def _remember(self, place: _Place) -> None:
+        if self.memory is None:
+            return
+        try:
+            self.memory.remember(place.signature, self.adapter, {"frames": self._age})
+        except StoreError as error:
+            log.warning("remembered until the program ends: %s", error)

@@ -1,0 +1,184 @@
+"""The learner: watches perception, and says which adapter it should use from the next frame on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_runtime.adaptation.course import Course
+from edge_runtime.adaptation.drift import Drift, DriftMonitor
+from edge_runtime.adaptation.faults import fault_of
+from edge_runtime.adaptation.guard import Guard
+from edge_runtime.adaptation.memory import PlaceMemory
+from edge_runtime.adaptation.reference import Reference
+from edge_runtime.adaptation.store import AdapterStore
+from edge_runtime.adaptation.strategies import create_strategy
+from edge_runtime.adaptation.trial import Probe
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import InputError
+from edge_runtime.frames import Frame, Result
+from edge_runtime.perception import Perception
+from edge_runtime.telemetry import Counters
+
+log = logging.getLogger(__name__)
+Mode = Literal["off", "shadow", "on"]
+MODES = ("off", "shadow", "on")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from one frame.
+
+    Attributes:
+        adapter: float32 [A], to use from the next frame on.
+        changed: Whether it differs from that of the decision before.
+        event: What happened, such as "promoted", "refused", "recalled", "home", "rolled back".
+        drift: What the monitor made of the frame; None where it was not judged.
+        fault: What is wrong with the frame, if anything; see `fault_of`.
+    """
+
+    adapter: np.ndarray
+    changed: bool
+    event: str | None
+    drift: Drift | None
+    fault: str | None
+
+
+class Learner:
+    """Decides, frame by frame, which adapter perception should use. Thread-safe.
+
+    Args:
+        bundle: The network that perception runs.
+        strategy: How candidates are found; see `strategy_names`.
+        mode: "on" gives adapters to use; "shadow" decides the same and gives the identity; "off"
+            only watches drift.
+        store: Keeps promoted adapters, the last of which is used first; None keeps none.
+        memory: Places known by their statistics; None knows none.
+        guard: Judges candidates and watches what was promoted; made for the bundle if None.
+        probe: Perceives a held frame under an adapter; a perception of the learner's own, on one
+            thread, if None.
+        threshold: Of drift; see `DriftMonitor`.
+        options: The strategy's own.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        strategy: str = "align",
+        mode: Mode | str = "on",
+        store: AdapterStore | None = None,
+        memory: PlaceMemory | None = None,
+        guard: Guard | None = None,
+        probe: Probe | None = None,
+        threshold: float | None = None,
+        **options: Any,
+    ) -> None:
+        if mode not in MODES:
+            raise InputError(f"mode '{mode}' is unknown; expected {', '.join(MODES)}")
+        self.mode, self.bundle = mode, bundle
+        self.strategy = create_strategy(strategy, bundle, **options)
+        self.guard = guard or Guard(bundle)
+        self.monitor = DriftMonitor(Reference.of(bundle), threshold)
+        self.counters = Counters()
+        self._own: Perception | None = None
+        self._course = Course(
+            self.strategy,
+            self.guard,
+            store,
+            memory,
+            probe or self._own_probe,
+            self.monitor.threshold,
+            closed=mode == "on",
+        )
+        self._identity = self._given = self._course.adapter
+        self._previous: Frame | None = None
+        self._frozen = False
+        self._lock = threading.RLock()
+
+    def observe(self, frame: Frame, result: Result) -> Decision:
+        """Take one frame with its result, perceived under the adapter of the last decision.
+
+        Args:
+            frame: As it went into perception.
+            result: With `statistics`.
+        """
+        with self._lock:
+            fault = fault_of(frame, self._previous)
+            self._previous = frame
+            statistics = result.statistics
+            if fault is None and (statistics is None or not np.isfinite(statistics).all()):
+                fault = "no statistics" if statistics is None else "not finite"
+            self.counters.add("frames")
+            event, drift = None, None
+            if fault is not None:
+                self.counters.add("faults")
+            elif statistics is not None:
+                drift = self.monitor.update(statistics)
+            if self.mode != "off" and not self._frozen:
+                event = self._learn(frame, result, drift, fault)
+            return self._decide(event, drift, fault)
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Keep the adapter in use as it is, or learn on."""
+        with self._lock:
+            self._frozen = frozen
+
+    def rollback(self) -> Decision:
+        """Give the adapter in use up for the one promoted before it, or the identity."""
+        with self._lock:
+            self.guard.rollback()
+            return self._decide(self._course.give_up("rolled back"), None, None)
+
+    def reset(self) -> Decision:
+        """Start anew with the identity; places and stored adapters are kept."""
+        with self._lock:
+            self.guard.reset()
+            self.monitor.reset()
+            return self._decide(self._course.go_home("reset"), None, None)
+
+    def snapshot(self) -> int | None:
+        """Store the adapter in use now; its version, or None if it could not be stored."""
+        with self._lock:
+            return self._course.save({"event": "snapshot"})
+
+    def prepare(self, frame: Frame) -> Frame:
+        """The frame as perception should see it; most strategies leave it as it is."""
+        prepare = getattr(self.strategy, "prepare", None)
+        return frame if prepare is None or self.mode != "on" else prepare(frame)
+
+    @property
+    def adapter(self) -> np.ndarray:
+        """float32 [A], the adapter to use now."""
+        return self._given
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter other than the identity is in use, or would be without the shadow."""
+        return self._course.adapted
+
+    def _own_probe(self, frame: Frame, adapter: np.ndarray) -> Result:
+        if self._own is None:
+            self._own = Perception(self.bundle, threads=1)
+        self._own.adapter = adapter
+        return self._own(frame)
+
+    def _learn(
+        self, frame: Frame, result: Result, drift: Drift | None, fault: str | None
+    ) -> str | None:
+        alarm = self.guard.watch(result, fault)
+        if alarm is not None:
+            log.warning("adapter taken back: %s", "; ".join(alarm.reasons))
+            return self._course.give_up("alarm")
+        return None if drift is None else self._course.step(frame, result, drift)
+
+    def _decide(self, event: str | None, drift: Drift | None, fault: str | None) -> Decision:
+        if event is not None:
+            self.counters.add(event)
+        adapter = self._course.adapter if self.mode == "on" else self._identity
+        changed = adapter is not self._given
+        self._given = adapter
+        return Decision(adapter, changed, event, drift, fault)
