@@ -18,13 +18,14 @@ _SMOOTHING = 0.1  # of the share of each class, in units of an even share
 
 
 def least_worthy(apart: np.ndarray, shares: Sequence[Sequence[float]]) -> int:
-    """Index of the frame that tells least beside the others.
+    """Index of the frame that tells least beside the others; of equals the newest.
 
     Args:
         apart: float64 [N, N], distances, infinite on the diagonal.
         shares: Class shares of each frame, N lists.
     """
-    return int(np.argmin(np.minimum(apart.min(axis=1), CAP) * _rarity(np.array(shares))))
+    worth = np.minimum(apart.min(axis=1), CAP) * _rarity(np.array(shares))
+    return len(worth) - 1 - int(np.argmin(worth[::-1]))
 
 
 def _rarity(shares: np.ndarray) -> np.ndarray:

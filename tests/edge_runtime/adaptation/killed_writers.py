@@ -40,16 +40,17 @@ def remember_places(folder: str, bundle: Bundle) -> Iterator[int]:
 
 
 def keep_frames(folder: str, bundle: Bundle) -> Iterator[int]:
-    """Noise frames, all of them new to the memory, whose stamps count up."""
+    """Noise frames, all of them new to the memory, whose stamps count up; cleared when full."""
     memory = FrameMemory(folder, bundle, most=5)
     start = max([0, *(frame.stamp_ns for frame in memory.frames)]) + 1
     for stamp in itertools.count(start):
-        rng = np.random.default_rng(stamp)
-        image = rng.integers(0, 256, (48, 64, 3), np.uint8)
-        statistics = np.float32([10.0 * stamp] * 3 + [1.0] * 3)
+        if len(memory) == memory.most:
+            memory.clear()
+        image = np.random.default_rng(stamp).integers(0, 256, (48, 64, 3), np.uint8)
+        statistics = np.array([10.0 * stamp] * 3 + [1.0] * 3, np.float32)
         result = Result(stamp, "camera", None, Segmentation(image[..., 0] % 3), statistics)
-        if memory.offer(Frame(image, stamp, "camera"), result).kept:
-            yield stamp
+        assert memory.offer(Frame(image, stamp, "camera"), result).kept
+        yield stamp
 
 
 KINDS = {"store": store_adapters, "places": remember_places, "frames": keep_frames}
