@@ -15,11 +15,11 @@ from onnx import ModelProto
 from calibration.half import HALF_MAX, half_nodes, prepare, to_half
 from calibration.judging import AgreementJudge, as_evaluated, drop, judge_of, self_test
 from calibration.network import quantisable_layers
-from calibration.record import RECORD, amended_record
 from calibration.rounding import not_finite, overflowing, peaks, rounded
 from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
 from edge_runtime.datasets import Dataset, load_dataset
 from edge_runtime.errors import InputError, RefusedError
+from edge_runtime.record import RECORD, amended_record
 
 FILE = "model.fp16.onnx"
 BUDGET = 0.2  # points of mIoU or AP@.5 that may be lost

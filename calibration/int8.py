@@ -19,12 +19,12 @@ from calibration.half import to_half
 from calibration.judging import Figures, as_evaluated, drop, self_test
 from calibration.network import all_macs
 from calibration.quantization import DEFAULT_CALIBRATORS, Quantise, calibrate_with
-from calibration.record import RECORD, amended_record
 from calibration.rounding import overflowing, peaks, rounded
 from calibration.sensitivity import Damage, Search, fewest_in_float, measure
 from calibration.study import Stage, Study, silent
 from calibration.timing import latency_ratio
 from edge_runtime.bundle import Bundle, update_bundle
+from edge_runtime.record import RECORD, amended_record
 
 LEAST_MACS = 0.5  # share of the multiply-adds that must run in INT8
 _PEAK_FRAMES = 32  # searched for values beyond FP16

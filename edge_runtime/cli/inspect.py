@@ -8,6 +8,7 @@ from edge_runtime import terminal
 from edge_runtime.bundle import open_bundle
 from edge_runtime.cli.app import Backend, Precision, app
 from edge_runtime.perception import Perception
+from edge_runtime.record import read_record
 from edge_runtime.terminal import BundlePath, JsonFile
 
 
@@ -30,6 +31,9 @@ def info(bundle: BundlePath, json_file: JsonFile = None) -> None:
     table.add_row("teachers", ", ".join(manifest.provenance.teachers) or "none")
     for name, value in terminal.flat(manifest.metrics):
         table.add_row(name, value)
+    for name, section in sorted(read_record(opened).items()):
+        verdict = "kept" if section.get("accepted") else "refused"
+        table.add_row(name, f"{verdict}: {section.get('reason', 'no reason was written')}")
     for name, file in sorted(manifest.files.items()):
         table.add_row(name, f"{file.bytes / 1e6:.2f} MB")
     terminal.console.print(table)

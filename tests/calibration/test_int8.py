@@ -21,13 +21,13 @@ from calibration.int8 import (
 )
 from calibration.network import Layer
 from calibration.quantization import calibrate_with
-from calibration.record import read_record
 from calibration.rounding import rounded
 from calibration.sensitivity import Damage, fewest_in_float
 from calibration.study import Study, open_study
 from edge_runtime.bundle import Bundle, open_bundle, update_bundle
 from edge_runtime.datasets import load_dataset
 from edge_runtime.errors import BundleError
+from edge_runtime.record import read_record
 
 
 def with_a_layer_that_quantises_badly(bundle: Bundle) -> tuple[Bundle, str]:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from edge_runtime import cli, terminal
-from edge_runtime.bundle import Bundle, create_bundle
+from edge_runtime.bundle import Bundle, create_bundle, update_bundle
 from edge_runtime.errors import RefusedError
 from edge_runtime.frames import Frame
 from edge_runtime.perception import Perception
@@ -47,6 +47,20 @@ def photos(tmp_path: Path) -> Path:
     for name, color in COLORS.items():
         cv2.imwrite(str(folder / f"{name}.png"), np.full((96, 128, 3), color[::-1], np.uint8))
     return folder
+
+
+def test_info_says_what_became_of_each_precision(run: Any, tiny_bundle: Bundle) -> None:
+    sections = {
+        "int8": {"accepted": False, "reason": "costs 7.50 points, 1 allowed"},
+        "fp16": {"accepted": True, "reason": "loses 0.01 points"},
+    }
+    update_bundle(tiny_bundle, {"calibration.json": json.dumps(sections).encode()})
+    code, out, _ = run("info", tiny_bundle.path)
+    assert code == 0
+    assert "refused: costs 7.50 points" in out and "kept: loses 0.01" in out
+    update_bundle(tiny_bundle, {"calibration.json": b"{"})
+    code, _, err = run("info", tiny_bundle.path)
+    assert code == 2 and "calibration.json: not valid JSON" in err
 
 
 def test_info_verify_and_benchmark_write_json(
