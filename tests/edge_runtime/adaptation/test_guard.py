@@ -1,0 +1,316 @@
+"""The guard: what it promotes, what it refuses, what it takes back, and that it says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime.adaptation.canary import Canary, CanaryReport
+from edge_runtime.adaptation.evidence import (
+    Evidence,
+    Outcome,
+    class_shares,
+    histogram_distance,
+    mirror_agreement,
+    mirror_pass,
+)
+from edge_runtime.adaptation.guard import Guard, GuardOptions
+from edge_runtime.adaptation.limits import Limits, movement
+from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
+from edge_runtime.errors import BundleError
+from edge_runtime.frames import Detections, Frame, Result, Segmentation
+from edge_runtime.perception import Perception
+
+IDENTITY = np.array([1, 1, 1, 0, 0, 0], np.float32)
+BETTER = np.array([1.2, 1.1, 1, 0.1, 0, 0], np.float32)
+
+
+def outcome(adapter: np.ndarray = IDENTITY, **changed: object) -> Outcome:
+    """A healthy outcome; tests change one thing about it."""
+    healthy = Outcome(
+        adapter=adapter,
+        frames=3,
+        distance=0.5,
+        histogram=np.array([0.4, 0.3, 0.3]),
+        class_distance=0.1,
+        confidence=0.7,
+        detections=4.0,
+        agreement=0.8,
+        finite=True,
+    )
+    return dataclasses.replace(healthy, **changed)  # type: ignore[arg-type]
+
+
+def result(
+    value: float = 0.5, label: int | None = None, confidence: float = 0.7, count: int = 4
+) -> Result:
+    """A result whose mask has all three classes alike, or one alone."""
+    mask = np.repeat(np.arange(3, dtype=np.uint8), 16)[None].repeat(48, 0)
+    mask = mask if label is None else np.full_like(mask, label)
+    statistics = np.array([value] * 3 + [1 / 12] * 3, np.float32)
+    found = Detections(np.ones((count, 4), "f4"), np.ones(count, "f4"), np.zeros(count, "i4"))
+    shown = Segmentation(mask, np.full((12, 12), confidence, np.float32))
+    return Result(0, "camera", found, shown, statistics)
+
+
+@pytest.fixture
+def guard(tmp_path: Path, adaptive_bundle: Bundle) -> Guard:
+    return Guard(adaptive_bundle, log=tmp_path / "decisions.jsonl")
+
+
+def test_what_is_better_in_every_way_is_promoted(guard: Guard) -> None:
+    verdict = guard.judge(outcome(), outcome(BETTER, distance=0.3, agreement=0.85))
+    assert verdict.promote
+    assert "40% closer" in verdict.reasons[0] and "5.0 points" in verdict.reasons[1]
+    assert verdict.numbers["candidate.distance"] == 0.3
+    assert guard.judge(outcome(), outcome(BETTER, distance=0.3)).promote
+    assert guard.judge(outcome(), outcome(BETTER, agreement=0.85)).promote
+
+
+def test_what_is_no_better_is_refused(guard: Guard) -> None:
+    verdict = guard.judge(outcome(), outcome(BETTER))
+    assert not verdict.promote and verdict.reasons == ["no better than the current adapter"]
+
+
+REFUSED = {
+    "not finite": ({"finite": False}, "not finite"),
+    "farther": ({"distance": 0.7, "agreement": 0.9}, "move away from the reference: 0.500 to 0.7"),
+    "less agreement": ({"distance": 0.1, "agreement": 0.7}, "agree less: 80.0% to 70.0%"),
+    "less sure": ({"distance": 0.1, "confidence": 0.3}, "confidence falls"),
+    "too sure": ({"distance": 0.1, "confidence": 0.99}, "rises without cause"),
+    "one class": ({"distance": 0.1, "histogram": np.array([0.99, 0.01, 0])}, "class 0 takes 99.0%"),
+    "other classes": ({"distance": 0.1, "class_distance": 0.6}, "classes move away"),
+    "no objects": ({"distance": 0.1, "detections": 0.0}, None),
+    "many objects": ({"distance": 0.1, "detections": 50.0}, "objects a frame: 4.0 to 50.0"),
+    "one frame": ({"distance": 0.1, "frames": 1}, "seen on 1 frames, expected 2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_thing_wrong_is_enough(guard: Guard, name: str) -> None:
+    fields, expected = REFUSED[name]
+    current = outcome(detections=12.0 if name == "no objects" else 4.0)
+    verdict = guard.judge(current, dataclasses.replace(outcome(BETTER), **fields))  # type: ignore[arg-type]
+    expected = expected or "objects a frame: 12.0 to 0.0"
+    assert not verdict.promote
+    assert len(verdict.reasons) == 1 and expected in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (np.full(6, np.nan), "not finite"),
+        (np.ones(5), "shape (5,)"),
+        (np.array([9, 1, 1, 0, 0, 0]), "scaled by 9.00, allowed 0.25 to 4.00"),
+        (np.array([0, 1, 1, 0, 0, 0]), "scaled by 0.00"),
+        (np.array([-1, 1, 1, 0, 0, 0]), "scaled by -1.00"),
+        (np.array([1, 1, 1, 5, 5, 5]), "standard deviations"),
+    ],
+)
+def test_adapters_outside_the_ball_are_refused(guard: Guard, adapter, said: str) -> None:
+    assert said in (guard.refusal(adapter) or "")
+    if adapter.shape == (6,):
+        verdict = guard.judge(outcome(), outcome(adapter, distance=0.1))
+        assert not verdict.promote and said in verdict.reasons[0]
+    assert guard.refusal(BETTER) is None
+
+
+def test_movement_is_in_standard_deviations_of_home(guard: Guard) -> None:
+    assert movement(IDENTITY, guard.reference) == 0
+    shifted = np.array([1, 1, 1, *[1 / 12**0.5] * 3])
+    assert movement(shifted, guard.reference) == pytest.approx(1)
+
+
+def test_what_is_not_published_is_not_judged(guard: Guard) -> None:
+    names = ("histogram", "class_distance", "confidence", "detections", "agreement")
+    bare = outcome(**dict.fromkeys(names))
+    assert guard.judge(bare, dataclasses.replace(bare, adapter=BETTER, distance=0.1)).promote
+    nothing = dataclasses.replace(bare, distance=None)
+    assert not guard.judge(nothing, nothing).promote
+
+
+def test_a_canary_that_forgets_is_refused(guard: Guard) -> None:
+    better = outcome(BETTER, distance=0.1)
+    assert guard.judge(outcome(), better, CanaryReport(4, 0.5, 0.6, 0.9, True)).promote
+    for report in (
+        CanaryReport(4, 0.1, 0.6, 0.9, True),
+        CanaryReport(4, 0.6, 0.6, 0.1, True),
+        CanaryReport(4, 0.6, 0.6, 1.0, False),
+    ):
+        verdict = guard.judge(outcome(), better, report)
+        assert not verdict.promote and "the canary keeps" in verdict.reasons[0]
+
+
+def test_after_an_alarm_there_is_a_pause_that_grows(guard: Guard) -> None:
+    better = outcome(BETTER, distance=0.1)
+    pauses = []
+    for _ in range(3):
+        guard.promoted(BETTER, outcome(BETTER))
+        while guard.watch(result(label=1)) is None:
+            pass
+        pause = 0
+        while not guard.judge(outcome(), better).promote:
+            assert "after an alarm" in guard.log.recent[-1]["reasons"][0]
+            guard.watch(result())
+            pause += 1
+        pauses.append(pause)
+    assert pauses == [30, 60, 120]
+
+
+def watch(guard: Guard, frames: int, **fields: object):
+    for index in range(frames):
+        if alarm := guard.watch(result(**fields)):  # type: ignore[arg-type]
+            return index + 1, alarm
+    return None
+
+
+WATCHED = {
+    "one class": {"label": 2},
+    "unsure": {"confidence": 0.3},
+    "many objects": {"count": 90},
+    "statistics": {"value": 3.0},
+    "not finite": {"confidence": float("nan")},
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_what_turns_bad_is_taken_back(guard: Guard, name: str) -> None:
+    used = guard.outcome(BETTER, [guard.evidence(result())])
+    guard.promoted(BETTER, used)
+    assert watch(guard, 50) is None and (guard.adapter == BETTER).all()
+    found = watch(guard, 20, **WATCHED[name])
+    assert found is not None and found[0] <= 10
+    assert (found[1].adapter == IDENTITY).all() and (guard.adapter == IDENTITY).all()
+    assert found[1].reasons and "now.frames" in found[1].numbers
+    kinds = [record["kind"] for record in guard.log.recent]
+    assert kinds == ["promotion", "alarm", "rollback"]
+
+
+def test_values_that_are_not_finite_are_an_alarm_at_once(guard: Guard) -> None:
+    guard.promoted(BETTER)
+    found = watch(guard, 5, confidence=float("inf"))
+    assert found is not None and found[0] == 1
+
+
+def test_the_first_window_sets_the_standard_after_a_restart(guard: Guard) -> None:
+    guard.promoted(BETTER)
+    assert watch(guard, 12, confidence=0.5) is None
+    assert watch(guard, 10, confidence=0.1) is not None
+
+
+def test_one_bad_frame_is_no_alarm(guard: Guard) -> None:
+    guard.promoted(BETTER, guard.outcome(BETTER, [guard.evidence(result())]))
+    assert watch(guard, 20) is None
+    assert guard.watch(result(label=1)) is None
+    assert watch(guard, 20) is None
+
+
+def test_worse_than_unadapted_is_an_alarm(guard: Guard) -> None:
+    guard.promoted(BETTER, guard.outcome(BETTER, [guard.evidence(result(), result())]))
+    assert watch(guard, 15) is None
+    now = guard.outcome(IDENTITY, [guard.evidence(result(), None)])
+    assert guard.watch(result(), unadapted=now) is None
+    alarm = guard.watch(result(), unadapted=dataclasses.replace(now, confidence=0.9))
+    assert alarm is not None and alarm.reasons[0].startswith("worse than unadapted: confidence")
+
+
+def test_rollback_goes_back_one_by_one_and_ends_at_the_identity(adaptive_bundle: Bundle) -> None:
+    guard = Guard(adaptive_bundle, GuardOptions(keep=2))
+    for scale in (1.1, 1.2, 1.3):
+        guard.promoted(np.array([scale, 1, 1, 0, 0, 0]))
+    guard.followed(np.array([1.31, 1, 1, 0, 0, 0]))
+    assert guard.adapter[0] == np.float32(1.31)
+    assert guard.rollback()[0] == np.float32(1.2)
+    assert (guard.rollback() == IDENTITY).all()
+    assert (guard.rollback() == IDENTITY).all()
+    guard.promoted(BETTER)
+    assert (guard.reset() == IDENTITY).all()
+
+
+def test_a_fault_freezes_until_it_has_been_gone(guard: Guard) -> None:
+    better = outcome(BETTER, distance=0.1)
+    guard.promoted(BETTER, guard.outcome(BETTER, [guard.evidence(result())]))
+    for _ in range(30):
+        assert guard.watch(result(label=1), fault="black") is None  # no evidence, so no alarm
+    assert guard.frozen == "black"
+    assert guard.judge(outcome(), better).reasons == ["frozen: black"]
+    for _ in range(9):
+        guard.watch(result())
+    assert guard.frozen
+    guard.watch(result())
+    assert guard.frozen is None and guard.judge(outcome(), better).promote
+    assert [r["kind"] for r in guard.log.recent if r["kind"] != "judge"] == [
+        "promotion",
+        "freeze",
+        "thaw",
+    ]
+
+
+def test_limits_can_be_set_and_misspelt_ones_are_refused(adaptive_bundle: Bundle) -> None:
+    strict = Guard(adaptive_bundle, GuardOptions(limits=Limits(distance_gain=0.9)))
+    assert not strict.judge(outcome(), outcome(BETTER, distance=0.3)).promote
+    with pytest.raises(ValueError, match="distance_gian"):
+        Limits(distance_gian=0.9)  # type: ignore[call-arg]
+
+
+def test_evidence_is_read_off_real_results(adaptive_bundle: Bundle) -> None:
+    """The tiny network says the strongest channel: red on the left, green on the right."""
+    perception = Perception(adaptive_bundle)
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[:, :, 0], image[:, 64:, 1] = 100, 200
+    frame = Frame(image, 1, "camera")
+    straight, mirrored = perception(frame), mirror_pass(perception, frame)
+    assert mirror_agreement(straight, mirrored) == pytest.approx(1, abs=0.05)
+    assert mirror_agreement(straight, straight) == pytest.approx(0, abs=0.05)
+    evidence = Evidence.of(straight, 3, mirrored)
+    assert evidence.histogram == pytest.approx([0.5, 0.5, 0], abs=0.02)
+    assert evidence.finite and evidence.detections == 2 and evidence.confidence is None
+    guard = Guard(adaptive_bundle)
+    summed = guard.outcome(IDENTITY, [evidence, evidence])
+    assert summed.frames == 2 == summed.detections
+    assert summed.class_distance is not None and 0 < summed.class_distance < 1
+    broken = dataclasses.replace(straight, statistics=np.full(6, np.inf, np.float32))
+    assert not Evidence.of(broken, 3).finite
+
+
+def test_pixels_beyond_the_view_are_no_class() -> None:
+    mask = np.full((40, 40), 255, np.uint8)
+    assert class_shares(mask, 3).tolist() == [0, 0, 0]
+    mask[:, :20] = 1
+    assert class_shares(mask, 3).tolist() == [0, 1, 0]
+    none = dataclasses.replace(result(), segmentation=None)
+    assert mirror_agreement(none, none) is None and Evidence.of(none, 3).histogram is None
+
+
+def test_histogram_distance_is_a_distance() -> None:
+    one, other = np.array([0.5, 0.5, 0]), np.array([0, 0, 3.0])
+    assert histogram_distance(one, 10 * one) == 0
+    assert histogram_distance(one, other) == 1
+    assert histogram_distance(one, other + one) == histogram_distance(other + one, one)
+
+
+def test_the_canary_under_an_adapter(adaptive_bundle: Bundle) -> None:
+    """Labels that are what the network gives, so that the identity keeps all of them."""
+    perception = Perception(adaptive_bundle)
+    passes = []
+
+    def run(image: np.ndarray, adapter: np.ndarray):
+        passes.append(image.shape)
+        return perception.engine.infer({"image": image, "adapter": adapter})
+
+    canary = Canary(adaptive_bundle)
+    whole = canary.run(run, identity_adapter(adaptive_bundle.manifest), frames=9)
+    assert whole.frames == len(passes) == len(canary) == 2
+    assert whole.miou == whole.miou_as_trained == whole.boxes_found == whole.kept == 1
+    blind = canary.run(run, np.array([0, 0, 0, 0, 1, 0], np.float32), frames=1)
+    assert blind.frames == 1 and blind.kept < 0.3
+    broken = canary.run(lambda image, adapter: {"scores": np.full(4, np.nan)}, IDENTITY)
+    assert not broken.finite and broken.kept == 0
+
+
+def test_a_bundle_without_canary_says_so(adaptive_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no canary.npz"):
+        Canary(update_bundle(adaptive_bundle, {"canary.npz": None}))
