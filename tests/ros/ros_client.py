@@ -24,6 +24,12 @@ from fieldsight.conversions import image_to_message, stamp_to_ns
 
 PATIENCE_S = 60
 Key = tuple[int, str]  # stamp in nanoseconds and frame id
+Start = Callable[..., Any]  # of the fixtures `start` and `client`
+
+
+def scene(seed: int = 0, size: tuple[int, int] = (96, 128)) -> np.ndarray:
+    """Noise, uint8 [H, W, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
 class Client(Node):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'fieldsight[ros]'")
 pytest.importorskip("vision_msgs.msg", reason="run scripts/build_underlay.py")
 
+from ros_client import Start, scene  # noqa: E402
 from sensor_msgs.msg import CameraInfo  # noqa: E402
 
 from calibration.camera import camera_info, write_camera_info  # noqa: E402
@@ -23,7 +23,6 @@ from edge_runtime.manifest import CameraSpec  # noqa: E402
 from fieldsight.camera_info import camera_from_message  # noqa: E402
 
 pytestmark = pytest.mark.ros
-Start = Callable[..., Any]
 CAMERAS = {
     "plumb_bob": CameraSpec(
         width=128,
@@ -123,11 +122,6 @@ def test_a_region_of_interest_shifts_the_principal_point() -> None:
     told.roi.width = 120
     with pytest.raises(InputError, match="leaves the image"):
         camera_from_message(told)
-
-
-def scene() -> np.ndarray:
-    """Noise, uint8 [96, 128, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
 
 
 def centre(robot: Any, key: Any) -> tuple[float, float]:
