@@ -22,7 +22,8 @@ class Limits(Spec):
     Attributes:
         distance_gain: Least share by which the statistics must come closer to the reference.
         agreement_gain: Least rise of the agreement of mirror images that counts as better too.
-        distance_loss: Most share by which the statistics may move away.
+        distance_loss: Most share by which the statistics may move away, beside `distance_slack`:
+            near home they stray by more than any share of next to nothing.
         agreement_loss: Most that the agreement of mirror images may fall.
         confidence_loss: Most that the mean confidence may fall.
         confidence_gain: Most that it may rise: collapse makes a network sure of itself.
@@ -41,6 +42,7 @@ class Limits(Spec):
     distance_gain: float = Field(default=0.1, ge=0, le=1)
     agreement_gain: float = Field(default=0.02, ge=0, le=1)
     distance_loss: float = Field(default=0.1, ge=0)
+    distance_slack: float = Field(default=0.02, ge=0)
     agreement_loss: float = Field(default=0.02, ge=0, le=1)
     confidence_loss: float = Field(default=0.05, ge=0, le=1)
     confidence_gain: float = Field(default=0.2, ge=0, le=1)
@@ -58,8 +60,10 @@ class Limits(Spec):
         wider = {
             name: min(getattr(self, name) * factor, 1.0) for name in (*names, "histogram_loss")
         }
-        slack = self.detections_slack * factor
-        return self.model_copy(update={**wider, "detections_slack": slack})
+        slack = {
+            name: getattr(self, name) * factor for name in ("distance_slack", "detections_slack")
+        }
+        return self.model_copy(update={**wider, **slack})
 
 
 Check = Callable[[Outcome, Outcome, Limits], str | None]
@@ -74,7 +78,7 @@ def farther(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
     """Statistics that move away from those of the training domain."""
     if subject.distance is None or base.distance is None:
         return None
-    if subject.distance <= base.distance * (1 + limits.distance_loss) + 0.01:
+    if subject.distance <= base.distance * (1 + limits.distance_loss) + limits.distance_slack:
         return None
     return f"statistics move away from the reference: {base.distance:.3f} to {subject.distance:.3f}"
 

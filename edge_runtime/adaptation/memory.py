@@ -122,12 +122,10 @@ class PlaceMemory:
 
     def distances(self, signature: np.ndarray) -> dict[int, float]:
         """Distance of a signature from every place, by id; 0 stands for the training domain."""
-        signature = self._checked(signature)
-        known = {place.id: place.signature for place in self._places.values()}
-        return {
-            id_: self._distance(signature, other)
-            for id_, other in [(0, self._home), *known.items()]
-        }
+        signature, half = self._checked(signature), self._half
+        others = np.stack([self._home, *(place.signature for place in self._places.values())])
+        each = divergence(signature[:half], signature[half:], others[:, :half], others[:, half:])
+        return dict(zip([0, *self._places], each.mean(axis=1).tolist(), strict=True))
 
     def recall(self, signature: np.ndarray) -> Place | None:
         """The nearest place, if it is near enough and nearer than the training domain.
@@ -202,15 +200,10 @@ class PlaceMemory:
             self._save()
 
     def _same_place(self, signature: np.ndarray) -> Place | None:
-        distances = {p.id: self._distance(signature, p.signature) for p in self._places.values()}
-        if not distances:
-            return None
-        nearest = min(distances, key=lambda id_: distances[id_])
-        return self._places[nearest] if distances[nearest] <= self.same else None
-
-    def _distance(self, one: np.ndarray, other: np.ndarray) -> float:
-        half = self._half
-        return float(divergence(one[:half], one[half:], other[:half], other[half:]).mean())
+        distances = self.distances(signature)
+        del distances[0]
+        nearest = min(distances, key=lambda id_: distances[id_], default=0)
+        return self._places[nearest] if nearest and distances[nearest] <= self.same else None
 
     def _checked(self, signature: np.ndarray) -> np.ndarray:
         values = np.array(signature, np.float32)
