@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from fakes import cuda
+from fakes.imitation import GENERATIONS
 from fakes.machine import Machine
-from fakes.tensorrt import GENERATIONS
 from onnx import TensorProto, helper
 
 from edge_runtime.bundle import Bundle, create_bundle

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
-from fakes.tensorrt import API, GENERATIONS, FakeTensorRT
+from fakes.imitation import API, GENERATIONS
+from fakes.tensorrt import FakeTensorRT
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUB = ROOT / "typings" / "tensorrt" / "__init__.pyi"

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fakes.imitation import GENERATIONS
 from fakes.machine import Machine
-from fakes.tensorrt import GENERATIONS, pack_plan
+from fakes.plans import pack_plan
 from onnx import helper
 
 from edge_runtime.bundle import Bundle, create_bundle

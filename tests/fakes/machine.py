@@ -14,8 +14,10 @@ import pytest
 
 from edge_runtime.engines import building, cuda_graph
 from edge_runtime.engines.plan_cache import PlanCache
-from fakes.cuda import FakeCuda, FakeLibrary
-from fakes.tensorrt import GENERATIONS, FakeTensorRT
+from fakes.cuda import FakeCuda
+from fakes.cuda_graphs import FakeLibrary
+from fakes.imitation import GENERATIONS
+from fakes.tensorrt import FakeTensorRT
 
 # Tests that are not about versions run with this one; FIELDSIGHT_FAKE_TENSORRT names another.
 GENERATION = os.environ.get("FIELDSIGHT_FAKE_TENSORRT", GENERATIONS[0])
