@@ -1,9 +1,9 @@
 """Frames to learn from later, at the dock: few, and as different from each other as can be.
 
 What a frame is like is told by the statistics at the first adapter point, which no adapter changes,
-and by the classes found in it. The folder holds `images/NUMBER.jpg` and a sealed index; an image is
-written before the index that names it and removed after the index that no longer does, so a crash
-leaves at most an image too many, which the next start removes.
+and by the classes found in it. The folder holds `NUMBER.jpg` and a sealed index, and can be read as
+a folder of images. An image is written before the index that names it and removed after the index
+that no longer does, so a crash leaves at most an image too many, which the next frame kept removes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from pydantic import Field, FiniteFloat
 
-from edge_runtime.adaptation.divergence import divergence
+from edge_runtime.adaptation.divergence import CAP, divergence
 from edge_runtime.adaptation.evidence import class_shares
 from edge_runtime.adaptation.sealed import SealedFolder, StoreError, Unusable, read_plain
 from edge_runtime.adaptation.worth import grown, least_worthy
@@ -45,7 +45,7 @@ class KeptFrame(Spec):
     """A frame that was kept.
 
     Attributes:
-        name: File within the folder `images`.
+        name: File within the folder.
         sha256: Of the file.
         size: Of the file, in bytes.
         shape: Height and width in pixels.
@@ -68,7 +68,6 @@ class KeptFrame(Spec):
 class _Index(Spec):
     """What the index says."""
 
-    model_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     next_number: int = Field(ge=1, lt=10**9)
     frames: list[KeptFrame] = Field(max_length=100_000)
 
@@ -87,9 +86,10 @@ class FrameMemory:
 
     When it is full, the frame goes that is worth least; see `worth`. Several processes may open one
     folder, such as one that learns from what another collects; they should take turns at writing.
+    Frames outlive the bundle: they are raw images, and the next network learns from them as well.
 
     Args:
-        folder: Made when a frame is first kept, with a folder in it for the network.
+        folder: Made when a frame is first kept.
         bundle: Whose network sees the frames.
         most: Frames at most.
         most_bytes: Bytes of images at most.
@@ -112,14 +112,12 @@ class FrameMemory:
                 f"{duplicate} at least 0, quality {quality} 1 to 100"
             )
         manifest = bundle.manifest
-        self._model = manifest.files["model.onnx"].sha256
-        self.folder = Path(folder) / self._model[:16]
-        self.images = self.folder / "images"
+        self.folder = Path(folder)
         self.most, self.most_bytes = most, most_bytes
         self.duplicate, self.quality = duplicate, quality
         self._half = manifest.student.adapter[0].channels
         self._classes = {str(task): len(names) for task, names in manifest.classes.items()}
-        self._files = SealedFolder(self.folder, "FRAMES", _Index, _VERSIONS, self._check)
+        self._files = SealedFolder(self.folder, "FRAMES", _Index, _VERSIONS, _check)
         self._frames: list[KeptFrame] = []
         self._apart = np.empty((0, 0))
         self._next, self._version = 1, 0
@@ -140,7 +138,7 @@ class FrameMemory:
 
     def path(self, frame: KeptFrame) -> Path:
         """Where a frame's image lies."""
-        return self.images / frame.name
+        return self.folder / frame.name
 
     def read(self, frame: KeptFrame) -> np.ndarray:
         """A kept frame's image, uint8 [H, W, 3] RGB.
@@ -176,7 +174,7 @@ class FrameMemory:
         signature = np.asarray(result.statistics[: 2 * self._half], np.float64)
         shares = self._shares(result)
         apart = self._distances(signature)
-        novelty = float(apart.min(initial=2.0))
+        novelty = float(apart.min(initial=CAP))
         if self._frames and novelty <= self.duplicate:
             return Offer(False, "nearly the same as a kept one", novelty)
         seen = [*(frame.shares for frame in self._frames), shares.tolist()]
@@ -199,7 +197,7 @@ class FrameMemory:
         frames, wider = self._fitted([*self._frames, new], wider)
         if frames[-1] is not new:
             return Offer(False, "worth less than those kept", novelty)
-        self._write(self.images / new.name, data)
+        self._write(self.folder / new.name, data)
         self._replace(frames, wider)
         return Offer(True, "new", novelty)
 
@@ -223,12 +221,18 @@ class FrameMemory:
         return found / max(found.sum(), 1)
 
     def _distances(self, signature: np.ndarray) -> np.ndarray:
-        """Distance of a signature from each kept frame, float64 [N]."""
-        if not self._frames:
-            return np.empty(0)
-        half, others = self._half, np.array([frame.signature for frame in self._frames])
-        each = divergence(signature[:half], signature[half:], others[:, :half], others[:, half:])
-        return each.mean(axis=1)
+        """Distance of a signature from each kept frame, float64 [N].
+
+        Frames that another network saw are as far as can be if its channels are other ones; if
+        not, as after a consolidation, they are compared.
+        """
+        half, found = len(signature) // 2, np.full(len(self._frames), CAP)
+        alike = [i for i, f in enumerate(self._frames) if len(f.signature) == len(signature)]
+        if alike:
+            others = np.array([self._frames[i].signature for i in alike])
+            a, b = signature[:half], signature[half:]
+            found[alike] = divergence(a, b, others[:, :half], others[:, half:]).mean(axis=1)
+        return found
 
     def _fitted(
         self, frames: list[KeptFrame], apart: np.ndarray
@@ -245,13 +249,13 @@ class FrameMemory:
             atomic_write_bytes(path, data)
         except OSError as error:
             raise StoreError(
-                f"{self.images}: a frame cannot be kept ({error.strerror}); make room or name a "
+                f"{self.folder}: a frame cannot be kept ({error.strerror}); make room or name a "
                 "folder that can be written"
             ) from None
 
     def _replace(self, frames: list[KeptFrame], apart: np.ndarray) -> None:
         """Make these the kept frames: index first, then remove what it no longer names."""
-        index = _Index(model_sha256=self._model, next_number=self._next + 1, frames=frames)
+        index = _Index(next_number=self._next + 1, frames=frames)
         self._version = self._files.write(index, after=self._version)
         self._frames, self._apart, self._next = frames, apart, self._next + 1
         self._sweep()
@@ -259,7 +263,7 @@ class FrameMemory:
     def _sweep(self) -> None:
         """Remove images that the index does not name: replaced ones, and those of a crash."""
         named = {frame.name for frame in self._frames}
-        for path in self.images.glob("*"):
+        for path in self.folder.glob("*"):
             if _OURS.fullmatch(path.name) and path.name not in named:
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -283,12 +287,17 @@ class FrameMemory:
 
     def _rescue(self) -> None:
         """Images without any index are put where nothing removes them: people may want them."""
-        if not self._version or not self.images.is_dir():
+        if not self._version:
             return
-        aside = self.folder / f"images-{self._version:09d}.rejected"
+        aside = self.folder / f"without-index-{self._version:09d}"
         with contextlib.suppress(OSError):
-            self.images.rename(aside)
-            log.warning("%s: no index can be used; the images were moved to %s", self.folder, aside)
+            aside.mkdir(exist_ok=True)
+            for path in self.folder.glob("*"):
+                if _OURS.fullmatch(path.name):
+                    path.rename(aside / path.name)
+            log.warning(
+                "%s: no index can be used; its images were moved to %s", aside.parent, aside
+            )
 
     def _wrong(self, frame: KeptFrame) -> str | None:
         """Why a kept frame's image is not to be used, or None."""
@@ -300,17 +309,13 @@ class FrameMemory:
             return "it was cut off or altered: its checksum does not fit"
         return None
 
-    def _check(self, index: _Index) -> None:
-        if index.model_sha256 != self._model:
-            raise Unusable("its frames were told apart by another network")
-        if len({frame.name for frame in index.frames}) < len(index.frames):
-            raise Unusable("two frames share a file")
-        known = set(self._classes.values()) | {0}
-        for frame in index.frames:
-            if len(frame.signature) != 2 * self._half or len(frame.shares) not in known:
-                raise Unusable(f"{frame.name}: signature or shares are of another length")
-            if not all(0 < side <= _MOST_SIDE for side in frame.shape):
-                raise Unusable(f"{frame.name}: {frame.shape} pixels are no picture's size")
+
+def _check(index: _Index) -> None:
+    if len({frame.name for frame in index.frames}) < len(index.frames):
+        raise Unusable("two frames share a file")
+    for frame in index.frames:
+        if not all(0 < side <= _MOST_SIDE for side in frame.shape):
+            raise Unusable(f"{frame.name}: {frame.shape} pixels are no picture's size")
 
 
 def _encoded(image: np.ndarray, quality: int | None) -> bytes:

@@ -22,9 +22,12 @@ def least_worthy(apart: np.ndarray, shares: Sequence[Sequence[float]]) -> int:
 
     Args:
         apart: float64 [N, N], distances, infinite on the diagonal.
-        shares: Class shares of each frame, N lists.
+        shares: Class shares of each frame, N lists; those of another length than the last are of
+            another network, and count as neither rare nor common.
     """
-    worth = np.minimum(apart.min(axis=1), CAP) * _rarity(np.array(shares))
+    size = len(shares[-1])
+    known = np.array([row if len(row) == size else [0.0] * size for row in shares])
+    worth = np.minimum(apart.min(axis=1), CAP) * _rarity(known)
     return len(worth) - 1 - int(np.argmin(worth[::-1]))
 
 
