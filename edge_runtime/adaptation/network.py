@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
@@ -91,6 +91,20 @@ def combine(function: Callable[..., Tensor], *outputs: Outputs) -> Outputs:
         levels([o.scores for o in outputs]),
         levels([o.boxes for o in outputs]),
     )
+
+
+def probable(outputs: Outputs) -> Outputs:
+    """The outputs with both heads' logits as probabilities."""
+    return replace(
+        outputs,
+        segmentation=None if outputs.segmentation is None else outputs.segmentation.softmax(1),
+        scores=None if outputs.scores is None else [s.sigmoid() for s in outputs.scores],
+    )
+
+
+def row(outputs: Outputs, index: int) -> Outputs:
+    """One image's outputs, with leading 1."""
+    return combine(lambda maps: maps[index : index + 1], outputs)
 
 
 def run(student: Student, image: Tensor, adapter: Tensor | None = None) -> Outputs:

@@ -6,7 +6,7 @@ A file a command; each adds itself to `app` when imported, in the order of `--he
 from __future__ import annotations
 
 from edge_runtime import terminal
-from edge_runtime.cli import adapt, benchmark, build, doctor, inspect, predict  # noqa: I001
+from edge_runtime.cli import adapt, benchmark, build, consolidate, doctor, inspect, predict  # noqa: I001
 from edge_runtime.cli.app import app
 
 
@@ -15,4 +15,14 @@ def main() -> None:
     terminal.run_app(app)
 
 
-__all__ = ["adapt", "app", "benchmark", "build", "doctor", "inspect", "main", "predict"]
+__all__ = [
+    "adapt",
+    "app",
+    "benchmark",
+    "build",
+    "consolidate",
+    "doctor",
+    "inspect",
+    "main",
+    "predict",
+]

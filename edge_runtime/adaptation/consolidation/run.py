@@ -1,0 +1,253 @@
+"""From a bundle and a memory of frames to a new bundle, or to the reasons against one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_runtime.adaptation.alignment import Alignment
+from edge_runtime.adaptation.consolidation.acceptance import (
+    AcceptanceLimits,
+    Measured,
+    Verdict,
+    judge,
+    measure,
+)
+from edge_runtime.adaptation.consolidation.budget import Budget
+from edge_runtime.adaptation.consolidation.checkpoint import Checkpoint, Spent
+from edge_runtime.adaptation.consolidation.lessons import Lessons
+from edge_runtime.adaptation.consolidation.material import Material, read_material
+from edge_runtime.adaptation.consolidation.refold import refold
+from edge_runtime.adaptation.consolidation.selftraining import SelfTraining
+from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
+from edge_runtime.adaptation.consolidation.writing import draft
+from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.network import load_student
+from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
+from edge_runtime.engines import Engine, open_engine
+from edge_runtime.errors import BundleError, RefusedError
+from edge_runtime.files import fsync_folder, sha256
+from edge_runtime.frames import Frame, Result
+from edge_runtime.student import Student
+
+log = logging.getLogger(__name__)
+_ALIGNING_PASSES = 2  # over the memory: the first finds the place's statistics
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """What came of a consolidation.
+
+    Attributes:
+        bundle: The new bundle.
+        verdict: By which numbers it was accepted.
+        steps: Steps of the optimiser.
+        spent: Time and energy, over all starts of the run.
+        stopped: Why learning ended early, or None.
+        losses: Means over the last steps.
+    """
+
+    bundle: Bundle
+    verdict: Verdict
+    steps: int
+    spent: Spent
+    stopped: str | None
+    losses: dict[str, float]
+
+
+def consolidate(
+    bundle: Bundle,
+    memory: Path | str,
+    out: Path,
+    settings: ConsolidationSettings | None = None,
+    limits: AcceptanceLimits | None = None,
+    minutes: float | None = None,
+    watt_hours: float | None = None,
+    restart: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Consolidated:
+    """Tune a bundle's weights on remembered frames, without labels, and write a new bundle.
+
+    A run that is killed goes on at its last checkpoint when it is started again with the same
+    bundle, frames and settings, and ends with the same weights.
+
+    Args:
+        bundle: The bundle to start from; it is not changed.
+        memory: Frames without labels; see `read_material`.
+        out: The new bundle's folder.
+        settings: How to learn.
+        limits: What the new network may lose.
+        minutes: Most wall-clock time of learning; it ends early with what was learnt.
+        watt_hours: Most energy.
+        restart: Begin anew, whatever an unfinished run has left.
+        progress: Called with steps done and steps in all.
+
+    Raises:
+        InputError: Something given cannot be used.
+        RefusedError: The network was learnt but is not accepted; the message says why.
+    """
+    settings, limits = settings or ConsolidationSettings(), limits or AcceptanceLimits()
+    _check_out(out)
+    torch.set_num_threads(settings.threads)
+    material = read_material(bundle, memory)
+    student = load_student(bundle)
+    spec = bundle.manifest.input
+    # A graph that cannot take new weights is refused now rather than after the work.
+    refold(bundle.file("model.onnx").read_bytes(), student, student, (spec.height, spec.width))
+    checkpoint = Checkpoint(_checkpoint_path(out), _identity(bundle, material, settings))
+    if restart:
+        checkpoint.remove()
+    lessons = Lessons(
+        material.place,
+        align(bundle, material.place, settings.threads),
+        material.source,
+        material.masks,
+        material.class_weight,
+    )
+    training = SelfTraining(student, lessons, settings)
+    spent = checkpoint.load(training)
+    if spent is not None:
+        log.info("going on at step %d of %d", training.step, settings.steps)
+    budget = Budget(minutes, watt_hours, spent)
+    stopped, losses = _learn(training, checkpoint, budget, progress)
+    note = _note(bundle, material, settings, training, budget.spent, stopped)
+    result = _write_if_accepted(bundle, student, training.teacher, out, note, material, limits)
+    checkpoint.remove()
+    return Consolidated(*result, training.step, budget.spent, stopped, losses)
+
+
+def align(bundle: Bundle, frames: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """The adapter [A] that alignment settles on over frames uint8 [N, H, W, 3] of a place."""
+    strategy, shifted = Alignment(bundle), Drift(1.0, {}, "shifted", 1)
+    adapter = identity_adapter(bundle.manifest)
+    engine = open_engine(bundle, "onnxruntime", "fp32", threads)
+    for image in (image for _ in range(_ALIGNING_PASSES) for image in frames):
+        statistics = engine.infer({"image": image[None], "adapter": adapter})["statistics"]
+        result = Result(0, "", None, None, np.array(statistics))
+        found = strategy.observe(Frame(image, 0, ""), result, shifted)
+        adapter = adapter if found is None else found
+    engine.close()
+    return adapter
+
+
+def _learn(
+    training: SelfTraining,
+    checkpoint: Checkpoint,
+    budget: Budget,
+    progress: Callable[[int, int], None],
+) -> tuple[str | None, dict[str, float]]:
+    """Steps until all are done or the budget is; returns why it stopped early, and mean losses."""
+    settings, stopped = training.settings, None
+    recent: list[dict[str, float]] = []
+    while training.step < settings.steps and not (stopped := budget.exhausted()):
+        recent = [*recent[-49:], training.advance()]
+        progress(training.step, settings.steps)
+        if training.step % settings.checkpoint_every == 0:
+            budget.exhausted()
+            checkpoint.save(training, budget.spent)
+    checkpoint.save(training, budget.spent)
+    names = recent[-1] if recent else {}
+    return stopped, {name: float(np.mean([r[name] for r in recent])) for name in names}
+
+
+def _write_if_accepted(
+    bundle: Bundle,
+    old: Student,
+    new: Student,
+    out: Path,
+    note: dict[str, Any],
+    material: Material,
+    limits: AcceptanceLimits,
+) -> tuple[Bundle, Verdict]:
+    """Write a draft, judge it on frames kept out, and only then give it its name."""
+    before = _measured(bundle, material)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".consolidating.", dir=out.parent) as scratch:
+        made = draft(bundle, old, new, Path(scratch) / out.name, note)
+        verdict = judge(before, _measured(made, material), limits)
+        if not verdict.accepted:
+            raise NotAccepted(verdict, bundle)
+        os.rename(made.path, out)
+    fsync_folder(out.parent)
+    return open_bundle(out), verdict
+
+
+class NotAccepted(RefusedError):
+    """The consolidated network lost too much.
+
+    Attributes:
+        verdict: What speaks against it, by which numbers.
+    """
+
+    def __init__(self, verdict: Verdict, bundle: Bundle) -> None:
+        reasons = "; ".join(verdict.reasons)
+        super().__init__(f"not accepted: {reasons}. No bundle was written, keep {bundle.path}")
+        self.verdict = verdict
+
+
+def _measured(bundle: Bundle, material: Material) -> Measured:
+    engine = open_engine(bundle, "onnxruntime", "fp32")
+    measured = measure(_runner(engine, bundle), material.kept_out)
+    engine.close()
+    return measured
+
+
+def _runner(engine: Engine, bundle: Bundle) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    adapter = identity_adapter(bundle.manifest)
+    return lambda image: engine.infer({"image": image, "adapter": adapter})
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".bundle" or not out.stem:
+        raise BundleError(f"{out}: a bundle's name must end in '.bundle', such as 'dusk.bundle'")
+    if out.exists():
+        raise BundleError(f"{out} exists already; give another --out")
+
+
+def _checkpoint_path(out: Path) -> Path:
+    return out.with_name(f".{out.stem}.consolidation.safetensors")
+
+
+def _identity(bundle: Bundle, material: Material, settings: ConsolidationSettings) -> str:
+    """Digest of all that decides the weights a run ends with."""
+    parts = {
+        "model": sha256(bundle.file("model.onnx")),
+        "student": sha256(bundle.file("student.safetensors")),
+        "canary": sha256(bundle.file("canary.npz")),
+        "frames": material.digest,
+        "settings": settings.model_dump(exclude={"checkpoint_every"}),
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _note(
+    bundle: Bundle,
+    material: Material,
+    settings: ConsolidationSettings,
+    training: SelfTraining,
+    spent: Spent,
+    stopped: str | None,
+) -> dict[str, Any]:
+    """What the new bundle tells of its making."""
+    return {
+        "from": bundle.manifest.name,
+        "from_model_sha256": bundle.manifest.files["model.onnx"].sha256,
+        "frames": len(material.place),
+        "frames_digest": material.digest,
+        "steps": training.step,
+        "stopped": stopped,
+        "spent": asdict(spent),
+        "settings": settings.model_dump(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,149 @@
+"""Mean-teacher self-training on a place's frames, with rehearsal of labelled source frames."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lesson, Lessons
+from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
+from edge_runtime.adaptation.losses import (
+    box_loss,
+    feature_distance,
+    score_loss,
+    segmentation_loss,
+    soft_segmentation_loss,
+)
+from edge_runtime.adaptation.network import combine, run
+from edge_runtime.adaptation.views import stack
+from edge_runtime.errors import RefusedError
+from edge_runtime.student import Student
+
+_WARMUP = 0.05  # share of the steps
+_CLIP = 3.0  # largest norm of a gradient
+
+
+class SelfTraining:
+    """Tunes a student step by step. What a step does depends on its number and `state` alone.
+
+    The teacher is the average of the student's weights over steps (Tarvainen & Valpola, NeurIPS
+    2017) and what is kept in the end. Batch norm keeps the source's statistics: those of a few
+    frames would unlearn the source.
+
+    Args:
+        student: The trained student, left as it is.
+        lessons: What to learn from.
+        settings: How.
+
+    Attributes:
+        step: Steps done.
+    """
+
+    def __init__(self, student: Student, lessons: Lessons, settings: ConsolidationSettings) -> None:
+        self.settings, self.step = settings, 0
+        self.student = copy.deepcopy(student).eval()
+        self.teacher = copy.deepcopy(student).eval().requires_grad_(False)
+        self.curriculum = Curriculum(student, lessons, settings)
+        self._trained = [p.detach().clone() for p in student.parameters()]
+        self._parameters = list(self.student.parameters())
+        self.optimizer = torch.optim.AdamW(self._parameters, lr=settings.lr, weight_decay=0.0)
+        for parameter in self._parameters:  # so that state has the same entries from the start
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def advance(self) -> dict[str, float]:
+        """One step of the optimiser; returns the losses."""
+        rng = np.random.default_rng([self.settings.seed, self.step])
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        place = self.curriculum.of_place(self.teacher, rng)
+        source = self.curriculum.of_source(rng)
+        # With the place's adapter or without, so that the result leans on neither.
+        adapter = self.curriculum.adapter if rng.random() < 0.5 else None
+        losses = {f"place.{k}": v for k, v in self._losses(place, adapter).items()}
+        for name, value in self._losses(source, None, remember=True).items():
+            losses[f"rehearsal.{name}"] = self.settings.rehearsal * value
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+        if not bool(norm.isfinite()):
+            raise RefusedError(
+                f"learning broke down at step {self.step}: the gradient is not finite; "
+                "a lower learning rate may help"
+            )
+        self.optimizer.step()
+        self._anchor_and_average(min(1.0, self.settings.anchor * rate))
+        self.step += 1
+        return {"loss": float(total.detach())} | {k: float(v.detach()) for k, v in losses.items()}
+
+    def _rate(self) -> float:
+        """Learning rate: linear warm-up, then a half cosine down to nothing."""
+        done = min(1.0, self.step / self.settings.steps)
+        warm = min(1.0, (self.step + 1) / max(1.0, _WARMUP * self.settings.steps))
+        return self.settings.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _losses(
+        self, lessons: list[Lesson], adapter: Tensor | None, remember: bool = False
+    ) -> dict[str, Tensor]:
+        """Weighted losses of a batch; with `remember`, also that all pixels keep their classes."""
+        settings, weights = self.settings, self.curriculum.class_weight
+        found = run(self.student, stack([lesson.image for lesson in lessons]), adapter)
+        told = combine(lambda *maps: torch.cat(maps), *(lesson.outputs for lesson in lessons))
+        distance = feature_distance(found.features, told.features)
+        losses = {"features": settings.features * distance}
+        labels = [lesson.labels for lesson in lessons if lesson.labels is not None]
+        counts = [lesson.weight for lesson in lessons if lesson.weight is not None]
+        if found.segmentation is not None and labels and weights is not None:
+            target = torch.cat(labels)
+            weight = torch.cat(counts) * weights[target]
+            losses["segmentation"] = segmentation_loss(found.segmentation, target, weight)
+        if remember and found.segmentation is not None and told.segmentation is not None:
+            losses["memory"] = soft_segmentation_loss(found.segmentation, told.segmentation)
+        if found.scores and told.scores and found.boxes and told.boxes:
+            objects = score_loss(found.scores, told.scores)
+            objects = objects + box_loss(found.boxes, told.boxes, told.scores)
+            losses["detection"] = settings.detection * objects
+        return losses
+
+    @torch.no_grad()
+    def _anchor_and_average(self, pull: float) -> None:
+        momentum = min(self.settings.ema, (self.step + 1) / (self.step + 10))
+        means = self.teacher.parameters()
+        for mean, now, start in zip(means, self._parameters, self._trained, strict=True):
+            now.lerp_(start, pull)
+            mean.lerp_(now, 1 - momentum)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on, by name; tensors are those in use."""
+        state = {"thresholds": self.curriculum.thresholds.values}
+        for prefix, network in (("student", self.student), ("teacher", self.teacher)):
+            state |= {f"{prefix}.{name}": p.detach() for name, p in network.named_parameters()}
+        for index, parameter in enumerate(self._parameters):
+            for name, value in self.optimizer.state[parameter].items():
+                state[f"optimizer.{index}.{name}"] = value
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on from where `state` was taken.
+
+        Raises:
+            KeyError: An entry is missing.
+            ValueError: An entry has another shape.
+        """
+        own = self.state()
+        for name, value in own.items():
+            if state[name].shape != value.shape:
+                raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
+        for name, value in own.items():
+            value.copy_(state[name])
+        self.step = step

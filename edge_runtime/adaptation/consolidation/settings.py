@@ -1,0 +1,47 @@
+"""Settings of consolidation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ConsolidationSettings(BaseModel):
+    """How the weights are tuned. The defaults were chosen on CamVid's dusk and on blur.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        place_frames: Frames of the memory in a batch.
+        rehearsed_frames: Canary frames in a batch, every second one in the place's looks.
+        crop: Share of each side that a student's view keeps.
+        lr: Peak learning rate of AdamW.
+        ema: Of the teacher's weights, a step.
+        anchor: Pull towards the trained weights, as a share of the distance a step and unit of
+            learning rate (L2-SP, Li et al., ICML 2018, decoupled from the gradient).
+        kept: Share of each class's pixels, the surest, that become pseudo-labels (class-balanced
+            self-training, Zou et al., ECCV 2018).
+        mixed: Share of place views into which half of a rehearsed frame's classes are pasted
+            (ClassMix, Olsson et al., WACV 2021; across domains DACS, Tranheden et al., WACV 2021).
+        features: Weight of dense feature consistency.
+        detection: Weight of score and box consistency.
+        rehearsal: Weight of the canary.
+        checkpoint_every: Steps between checkpoints.
+        threads: CPU threads of torch; part of what makes a resumed run give the same result.
+        seed: Of everything random.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    steps: int = Field(default=600, ge=1)
+    place_frames: int = Field(default=2, ge=1)
+    rehearsed_frames: int = Field(default=2, ge=1)
+    crop: float = Field(default=0.75, gt=0, le=1)
+    lr: float = Field(default=3e-4, gt=0)
+    ema: float = Field(default=0.98, ge=0, lt=1)
+    anchor: float = Field(default=1.0, ge=0)
+    kept: float = Field(default=0.6, gt=0, le=1)
+    mixed: float = Field(default=0.5, ge=0, le=1)
+    features: float = Field(default=0.5, ge=0)
+    detection: float = Field(default=0.3, ge=0)
+    rehearsal: float = Field(default=1.0, ge=0)
+    checkpoint_every: int = Field(default=50, ge=1)
+    threads: int = Field(default=1, ge=1)
+    seed: int = 0

@@ -1,0 +1,69 @@
+"""Targets of self-training: what the averaged network says of a whole, clean frame."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_runtime.adaptation.network import Outputs, combine, probable, run
+from edge_runtime.adaptation.views import whole
+from edge_runtime.student import Student
+
+
+@torch.no_grad()
+def predict(student: Student, images: Tensor, adapter: Tensor | None = None) -> Outputs:
+    """Outputs averaged over a frame and its mirror image; heads as probabilities.
+
+    Args:
+        student: The teacher.
+        images: float32 [B, H, W, 3].
+        adapter: float32 [A], or None.
+
+    Returns:
+        `segmentation` and `scores` hold probabilities in place of logits.
+    """
+    size = (images.shape[1], images.shape[2])
+    plain = probable(run(student, images, adapter))
+    mirrored = probable(run(student, images.flip(2), adapter))
+    return combine(lambda a, b: (a + b) / 2, plain, whole(size, True).of_outputs(mirrored))
+
+
+def enlarge(probabilities: Tensor) -> Tensor:
+    """Segmentation probabilities at stride 4 as the deployed network decides on them: stride 2."""
+    return F.interpolate(probabilities, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class ClassThresholds:
+    """The confidence that the surest share of each class's pixels reaches, kept as an average.
+
+    Args:
+        classes: Number of classes C.
+        kept: Share of pixels above the threshold.
+    """
+
+    momentum, least_pixels = 0.9, 64
+
+    def __init__(self, classes: int, kept: float) -> None:
+        self.kept = kept
+        self.values = torch.full((classes,), torch.nan)
+
+    def __call__(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch and label it.
+
+        Args:
+            probabilities: float [B, C, h, w].
+
+        Returns:
+            Labels int64 [B, h, w] and weights float [B, h, w]: the confidence where it reaches
+            its class's threshold, else zero.
+        """
+        confidence, labels = probabilities.max(1)
+        for c in labels.unique().tolist():
+            values = confidence[labels == c]
+            if len(values) < self.least_pixels and not self.values[c].isnan():
+                continue
+            now = values.quantile(1 - self.kept)
+            old = self.values[c]
+            self.values[c] = now if old.isnan() else torch.lerp(now, old, self.momentum)
+        return labels, confidence * (confidence >= self.values[labels])

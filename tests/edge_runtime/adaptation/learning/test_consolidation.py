@@ -1,0 +1,244 @@
+"""Consolidation from the command line: what it gains, what it refuses, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
+from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
+from edge_runtime.bundle import Bundle, create_bundle, open_bundle
+from edge_runtime.cli import app
+from edge_runtime.datasets import load_dataset
+from edge_runtime.errors import BundleError, InputError
+from edge_runtime.evaluation import evaluate
+from edge_runtime.files import sha256
+from edge_runtime.perception import Perception
+
+QUICK = ConsolidationSettings(steps=12, checkpoint_every=4)
+LENIENT = AcceptanceLimits(
+    canary_miou=1.0, canary_boxes=1.0, agreement=1.0, classes=1.0, detections=1e9
+)
+
+
+def miou(bundle: Bundle, data: Path) -> float:
+    figures = evaluate(Perception(bundle), load_dataset(f"{data}:all"), progress=False)
+    return figures["segmentation"]["miou"]
+
+
+@pytest.fixture(scope="module")
+def consolidated(
+    student_bundle: Bundle, dim_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Bundle, dict]:
+    """A bundle that learnt the dim world by the command line, and the command's report."""
+    folder = tmp_path_factory.mktemp("consolidated")
+    out, report = folder / "dim.bundle", folder / "report.json"
+    words = ["consolidate", str(student_bundle.path), "--memory", str(dim_world.parent / "images")]
+    words += ["--out", str(out), "--steps", "60", "--json", str(report)]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "fieldsight-run verify" in result.output
+    return open_bundle(out), json.loads(report.read_text())
+
+
+def test_it_learns_a_place_without_labels_and_keeps_the_source(
+    consolidated: tuple[Bundle, dict], student_bundle: Bundle, dim_world: Path, world: Path
+) -> None:
+    bundle, report = consolidated
+    assert report["accepted"] and report["steps"] == 60 and report["stopped"] is None
+    assert miou(bundle, dim_world) > miou(student_bundle, dim_world) + 0.10
+    assert miou(bundle, world) > miou(student_bundle, world) - 0.06
+    assert report["after"]["agreement"] > report["before"]["agreement"]
+
+
+def test_the_new_bundle_is_whole_and_tells_its_making(
+    consolidated: tuple[Bundle, dict], student_bundle: Bundle
+) -> None:
+    bundle, _ = consolidated
+    assert Perception(bundle).self_test()["mask_agreement"] == 1.0
+    note = bundle.manifest.provenance.recipe["consolidations"][-1]
+    assert note["from_model_sha256"] == student_bundle.manifest.files["model.onnx"].sha256
+    assert note["steps"] == 60 and note["frames"] == 21
+    assert bundle.manifest.metrics.keys() == {"before_consolidation"}
+    old, new = (dict(np.load(b.file("canary.npz"))) for b in (student_bundle, bundle))
+    np.testing.assert_array_equal(old["masks"], new["masks"])
+    assert (old["expected_mask"] != new["expected_mask"]).any()
+    assert not list(bundle.path.parent.glob(".*")), "nothing unfinished may be left"
+
+
+def test_the_reference_follows_the_new_weights(
+    consolidated: tuple[Bundle, dict], student_bundle: Bundle, world: Path
+) -> None:
+    """Unadapted statistics of source frames are as near to the new reference as to the old."""
+    from edge_runtime.adaptation.evidence import distance_from
+    from edge_runtime.adaptation.reference import Reference
+    from edge_runtime.prediction import open_frames
+
+    distances = []
+    for bundle in (student_bundle, consolidated[0]):
+        perception = Perception(bundle)
+        rows = [perception(f).statistics for f in open_frames(str(world.parent / "images"))]
+        distances.append(distance_from(Reference.of(bundle), np.stack(rows)))
+    assert distances[1] < distances[0] + 0.02
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    frames = str(dim_world.parent / "images")
+    whole = consolidate(student_bundle, frames, tmp_path / "whole.bundle", QUICK, LENIENT)
+    out = tmp_path / "killed.bundle"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from edge_runtime.adaptation.consolidation import *\n"
+        "from edge_runtime.adaptation.consolidation.run import consolidate\n"
+        "from edge_runtime.bundle import open_bundle\n"
+        "settings = ConsolidationSettings(steps=12, checkpoint_every=4)\n"
+        "consolidate(open_bundle(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), settings)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, student_bundle.path, frames, out])
+    checkpoint = tmp_path / ".killed.consolidation.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert checkpoint.exists() and not out.exists()
+    seen: list[int] = []
+    resumed = consolidate(
+        student_bundle, frames, out, QUICK, LENIENT, progress=lambda done, _: seen.append(done)
+    )
+    assert seen[0] > 1, "it should not have begun anew"
+    for name in ("student.safetensors", "model.onnx"):
+        assert sha256(resumed.bundle.file(name)) == sha256(whole.bundle.file(name))
+    assert not checkpoint.exists()
+
+
+def test_what_is_ruined_is_not_written(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ruined.bundle"
+    settings = ConsolidationSettings(steps=6, lr=0.02, rehearsal=0.0, anchor=0.0)
+    with pytest.raises(NotAccepted, match=r"not accepted: .*canary.* keep ") as refused:
+        consolidate(student_bundle, str(dim_world.parent / "images"), out, settings)
+    assert not out.exists() and refused.value.exit_code == 3
+    assert refused.value.verdict.numbers["before"]["canary_miou"] > 0.5
+    assert not list(tmp_path.glob(".consolidating*"))
+
+
+def test_a_budget_ends_learning_early(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    settings = ConsolidationSettings(steps=100_000)
+    result = consolidate(
+        student_bundle,
+        str(dim_world.parent / "images"),
+        tmp_path / "short.bundle",
+        settings,
+        LENIENT,
+        minutes=0.02,
+    )
+    assert result.stopped == "0.02 minutes are used up" and 0 < result.steps < 1000
+
+
+def test_files_of_other_precisions_are_left_out(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | Path] = {
+        name: student_bundle.file(name) for name in student_bundle.manifest.files
+    }
+    files["model.int8.onnx"] = student_bundle.file("model.onnx")
+    fields = student_bundle.manifest.model_dump(exclude={"files", "schema_version"})
+    both = create_bundle(tmp_path / "both.bundle", fields, files)
+    settings = ConsolidationSettings(steps=1)
+    frames = str(dim_world.parent / "images")
+    made = consolidate(both, frames, tmp_path / "n.bundle", settings, LENIENT).bundle
+    assert not made.has("model.int8.onnx") and made.has("model.onnx")
+
+
+def test_bad_input_is_named(student_bundle: Bundle, dim_world: Path, tmp_path: Path) -> None:
+    frames = dim_world.parent / "images"
+    few = tmp_path / "few"
+    few.mkdir()
+    for image in sorted(frames.iterdir())[:3]:
+        shutil.copy(image, few)
+    with pytest.raises(InputError, match="3 readable frames, expected at least 4"):
+        consolidate(student_bundle, few, tmp_path / "n.bundle", QUICK)
+    with pytest.raises(BundleError, match="exists already"):
+        consolidate(student_bundle, frames, student_bundle.path, QUICK)
+    with pytest.raises(BundleError, match="must end in '.bundle'"):
+        consolidate(student_bundle, frames, tmp_path / "new", QUICK)
+    with pytest.raises(InputError, match="measures its power"):
+        consolidate(student_bundle, frames, tmp_path / "n.bundle", QUICK, watt_hours=1.0)
+
+
+def test_broken_frames_are_skipped(student_bundle: Bundle, dim_world: Path, tmp_path: Path) -> None:
+    from edge_runtime.adaptation.consolidation.material import read_material
+
+    folder = tmp_path / "frames"
+    shutil.copytree(dim_world.parent / "images", folder)
+    (folder / "000.png").write_bytes((folder / "000.png").read_bytes()[:60])
+    (folder / "001.png").write_bytes(b"not an image")
+    cv2.imwrite(str(folder / "002.png"), np.zeros((7, 1000, 3), np.uint8))
+    material = read_material(student_bundle, folder)
+    assert len(material.place) + len(material.kept_out.place) == 22
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "foreign", "missing"])
+def test_a_spoilt_checkpoint_is_never_used(
+    spoil: str, student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    frames, out = str(dim_world.parent / "images"), tmp_path / "n.bundle"
+    checkpoint = tmp_path / ".n.consolidation.safetensors"
+    settings = ConsolidationSettings(steps=4, lr=0.02, rehearsal=0.0, anchor=0.0)
+    with pytest.raises(NotAccepted):  # leaves its checkpoint
+        consolidate(student_bundle, frames, out, settings)
+    if spoil == "truncated":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    elif spoil == "missing":
+        from safetensors import safe_open
+
+        with safe_open(checkpoint, "np") as file:
+            notes = file.metadata()
+        state = load_file(checkpoint)
+        del state["thresholds"]
+        save_file(state, checkpoint, notes)
+    else:
+        settings = ConsolidationSettings(steps=1)
+        made = consolidate(student_bundle, frames, out, settings, LENIENT)
+        assert made.steps == 1, "the state of other settings must not count"
+        return
+    with pytest.raises(InputError, match="unfinished consolidation is damaged"):
+        consolidate(student_bundle, frames, out, settings)
+
+
+def test_a_canary_without_labels_is_refused(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    canary = dict(np.load(student_bundle.file("canary.npz")))
+    canary["masks"][:] = 255
+    path = tmp_path / "canary.npz"
+    np.savez(path, **canary)
+    files = {n: student_bundle.file(n) for n in student_bundle.manifest.files}
+    fields = student_bundle.manifest.model_dump(exclude={"files", "schema_version"})
+    bundle = create_bundle(tmp_path / "b.bundle", fields, {**files, "canary.npz": path})
+    with pytest.raises(BundleError, match="no usable labels 'masks'"):
+        consolidate(bundle, dim_world.parent / "images", tmp_path / "n.bundle", QUICK)
+
+
+def test_without_torch_the_command_says_what_to_install(student_bundle: Bundle) -> None:
+    code = "import sys; sys.modules['torch'] = None\nfrom edge_runtime.cli import main; main()"
+    words = ["consolidate", student_bundle.path, "--memory", "."]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "fieldsight[adapt]" in done.stderr
