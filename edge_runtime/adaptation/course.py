@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ _PATIENCE = 100  # frames before another attempt after a refusal; doubled by eac
 _MOST_PATIENCE = 1600
 _SHADOW = 5  # in the shadow, every so many frames are perceived under the adapter
 _SAVE = 200  # frames between two savings of an adapter that is being followed
+PLACE = "place"  # in the note of a stored adapter: the signature of where it was in use
 
 
 @dataclass
@@ -103,9 +105,12 @@ class Course:
 
     def go_home(self, event: str) -> str:
         """Use the identity from now on, and remember the place that is left."""
-        if self._place is not None and event in ("home", "elsewhere"):
-            self._remember(self._place)
+        left = self._place
+        if left is not None and event in ("home", "elsewhere"):
+            self._remember(left)
         self._place, self.adapter = None, self.identity
+        if left is not None:
+            self.save({"event": event})  # else a restart would resume what was left
         self._homely = self._strange = 0
         self._held.clear()
         self.strategy.reset()
@@ -118,11 +123,30 @@ class Course:
 
     def save(self, note: dict[str, object]) -> int | None:
         """Store the adapter in use; its version, or None if there is no store or it failed."""
+        if self._place is not None:
+            note = {**note, PLACE: self._place.signature}
         try:
             return None if self.store is None else self.store.save(self.adapter, note)
         except StoreError as error:
             log.warning("not stored: %s", error)
             return None
+
+    def resume(self) -> str | None:
+        """Use the adapter that was in use when the program ended, if any; it stays under watch.
+
+        What belongs to it is where it was found: should the robot be elsewhere now, the next frames
+        tell, as they would have without the interruption.
+        """
+        stored = None if self.store is None else self.store.load()
+        if stored is None or self.guard.refusal(stored.adapter) is not None:
+            return None
+        place = _signature_of(stored.note, 2 * self.reference.first.stop)
+        if place is None:
+            return None
+        self.strategy.reset(stored.adapter)
+        self.guard.promoted(stored.adapter)
+        self._settle(stored.adapter, *np.split(place, 2))
+        return "resumed"
 
     def _seek(self, drift: Drift) -> str | None:
         """At home: is this a known place, or one to find an adapter for?"""
@@ -215,3 +239,12 @@ class Course:
             self.memory.remember(place.signature, self.adapter, {"frames": self._age})
         except StoreError as error:
             log.warning("remembered until the program ends: %s", error)
+
+
+def _signature_of(note: Mapping[str, object], size: int) -> np.ndarray | None:
+    """The place that a stored adapter was in use at, float32 [size]; None for the identity."""
+    try:
+        place = np.array(note.get(PLACE), np.float32)
+    except (TypeError, ValueError):
+        return None
+    return place if place.shape == (size,) and np.isfinite(place).all() else None

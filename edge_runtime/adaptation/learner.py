@@ -56,7 +56,7 @@ class Learner:
         strategy: How candidates are found; see `strategy_names`.
         mode: "on" gives adapters to use; "shadow" decides the same and gives the identity; "off"
             only watches drift.
-        store: Keeps promoted adapters, the last of which is used first; None keeps none.
+        store: Keeps promoted adapters, for `resume` among others; None keeps none.
         memory: Places known by their statistics; None knows none.
         guard: Judges candidates and watches what was promoted; made for the bundle if None.
         probe: Perceives a held frame under an adapter; a perception of the learner's own, on one
@@ -132,6 +132,12 @@ class Learner:
         with self._lock:
             self.guard.rollback()
             return self._decide(self._course.give_up("rolled back"), None, None)
+
+    def resume(self) -> Decision:
+        """Go on, after a restart, with the stored adapter that was in use last, if one was."""
+        with self._lock:
+            event = None if self.mode == "off" else self._course.resume()
+            return self._decide(event, None, None)
 
     def reset(self) -> Decision:
         """Start anew with the identity; places and stored adapters are kept."""

@@ -211,7 +211,9 @@ def _list(bundle: Path, store: Path | None) -> None:
 
 
 def _note(note: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in terminal.flat(note))
+    """A note without the statistics of the place, which say little to people."""
+    shown = {name: value for name, value in note.items() if name != "place"}
+    return ", ".join(f"{name} {value}" for name, value in terminal.flat(shown))
 
 
 def _write_report(
