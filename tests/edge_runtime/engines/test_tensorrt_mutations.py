@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,6 @@ def remove(rng: np.random.Generator, files: list[Path], foreign: list[Path]) -> 
 
 
 MUTATIONS: tuple[Mutate, ...] = (truncate, flip, swap, replace, remove)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(monkeypatch, tmp_path / "cache").install()
-    yield machine
-    machine.check_clean()
 
 
 def scaled(network: bytes, full: float) -> bytes:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +15,8 @@ from edge_runtime.bundle import Bundle
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(monkeypatch, tmp_path / "cache").install("10.13")
-    yield machine
-    machine.check_clean()
+def machine(machine: Machine) -> Machine:
+    return machine.install("10.13")
 
 
 @pytest.fixture

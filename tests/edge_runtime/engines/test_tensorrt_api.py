@@ -14,7 +14,7 @@ from fakes.cuda import FakeCuda
 from fakes.imitation import API, GENERATIONS
 from fakes.tensorrt import FakeTensorRT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 STUB = ROOT / "typings" / "tensorrt" / "__init__.pyi"
 
 
