@@ -13,6 +13,7 @@ import pytest
 from colours import World, make_world
 from safetensors.numpy import save
 
+from edge_runtime.adaptation.store import AdapterStore
 from edge_runtime.bundle import Bundle, create_bundle, open_bundle
 
 WRITERS = Path(__file__).with_name("killed_writers.py")
@@ -37,6 +38,12 @@ def adaptive_bundle(
     }
     create_bundle(tmp_path / "adaptive.bundle", fields, files)
     return open_bundle(tmp_path / "adaptive.bundle")
+
+
+@pytest.fixture
+def store(tmp_path: Path, adaptive_bundle: Bundle) -> AdapterStore:
+    """An empty store that keeps three adapters."""
+    return AdapterStore(tmp_path / "state", adaptive_bundle, keep=3)
 
 
 class Writers:
