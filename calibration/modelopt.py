@@ -37,7 +37,7 @@ def _by_modelopt(method: str) -> Calibrator:
 
         def quantise(in_float: Collection[str] = (), style: str = "tensorrt") -> ModelProto:
             if style != "tensorrt":
-                raise InputError("ModelOpt quantises for TensorRT only; calibrate without --cpu")
+                raise InputError("ModelOpt quantises for TensorRT only; calibrate with --no-cpu")
             left = [n.name for n in model.graph.node if n.name not in layers - set(in_float)]
             with tempfile.TemporaryDirectory() as folder:
                 source, out = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"

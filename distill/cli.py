@@ -224,7 +224,7 @@ def evaluate(
 
 def main() -> None:
     """Run the command line."""
-    run_app(app)
+    run_app(app, extra="workstation")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,16 +25,29 @@ JsonFile = Annotated[
 ]
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run a command line; known errors are printed in red, without a traceback."""
+def run_app(app: typer.Typer, extra: str | None = None) -> None:
+    """Run a command line; known errors are printed in red, without a traceback.
+
+    Args:
+        app: The commands.
+        extra: The extra of the package that brings what they import beyond the robot's runtime.
+    """
     try:
         app()
     except FieldsightError as error:
-        errors.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        _fail(f"this needs the package '{error.name}': pip install 'fieldsight[{extra}]'", 2)
     except KeyboardInterrupt:
         errors.print("stopped", style="red")
         sys.exit(130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    errors.print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def progress_bar() -> Progress:

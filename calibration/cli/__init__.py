@@ -9,7 +9,7 @@ from edge_runtime.terminal import run_app
 
 def main() -> None:
     """Run the command line."""
-    run_app(app)
+    run_app(app, extra="calibrate")
 
 
 __all__ = ["app", "camera", "fp16", "int8", "main"]

@@ -9,7 +9,6 @@ import typer
 from calibration.cli.app import app
 from edge_runtime import terminal
 from edge_runtime.bundle import open_bundle
-from edge_runtime.errors import InputError
 from edge_runtime.terminal import BundlePath, JsonFile
 
 
@@ -34,13 +33,8 @@ def fp16(
 
     Layers whose values come near FP16's range on the frames of --data stay in FP32.
     """
-    try:
-        from calibration.fp16 import convert, evenly, labelled_data, write
-        from calibration.frames import read_candidates
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"converting needs the package '{error.name}': pip install 'fieldsight[workstation]'"
-        ) from None
+    from calibration.fp16 import convert, evenly, labelled_data, write
+    from calibration.frames import read_candidates
 
     opened = open_bundle(bundle)
     labelled = labelled_data(opened, data)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
 import yaml
 from block_scene import SIZE, draw_block
+from rich.console import Console
 
+from calibration import cli
+from edge_runtime import terminal
 from edge_runtime.bundle import Bundle, open_bundle
 
 
@@ -70,3 +75,24 @@ def bundle(trained_bundle: Path, tmp_path: Path) -> Bundle:
     """A copy of the trained bundle that a test may change."""
     shutil.copytree(trained_bundle, tmp_path / "blocks.bundle")
     return open_bundle(tmp_path / "blocks.bundle")
+
+
+@pytest.fixture
+def calibrate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run `fieldsight-calibrate` with arguments; gives exit code and what was said."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fieldsight-calibrate", *map(str, arguments)])
+        monkeypatch.setattr(terminal, "console", Console(width=200))
+        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
