@@ -103,7 +103,7 @@ class FrameMemory:
         bundle: Bundle,
         most: int = 200,
         most_bytes: int = 128 << 20,
-        duplicate: float = 0.01,
+        duplicate: float = 0.005,
         quality: int | None = 95,
     ) -> None:
         if most < 1 or most_bytes < 1 or duplicate < 0 or not 1 <= (quality or 1) <= 100:

@@ -12,6 +12,7 @@ import numpy as np
 from edge_runtime.adaptation.course import Course
 from edge_runtime.adaptation.drift import Drift, DriftMonitor
 from edge_runtime.adaptation.faults import fault_of
+from edge_runtime.adaptation.frame_memory import FrameMemory, StoreError
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.memory import PlaceMemory
 from edge_runtime.adaptation.reference import Reference
@@ -27,6 +28,7 @@ from edge_runtime.telemetry import Counters
 log = logging.getLogger(__name__)
 Mode = Literal["off", "shadow", "on"]
 MODES = ("off", "shadow", "on")
+_OFFER = 5  # one frame in so many may be kept to learn from later
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Learner:
         probe: Perceives a held frame under an adapter; a perception of the learner's own, on one
             thread, if None.
         threshold: Of drift; see `DriftMonitor`.
+        frames: Keeps frames to learn from later; None keeps none.
         options: The strategy's own.
     """
 
@@ -75,6 +78,7 @@ class Learner:
         guard: Guard | None = None,
         probe: Probe | None = None,
         threshold: float | None = None,
+        frames: FrameMemory | None = None,
         **options: Any,
     ) -> None:
         if mode not in MODES:
@@ -84,6 +88,7 @@ class Learner:
         self.guard = guard or Guard(bundle)
         self.monitor = DriftMonitor(Reference.of(bundle), threshold)
         self.counters = Counters()
+        self._frames = frames
         self._own: Perception | None = None
         self._course = Course(
             self.strategy,
@@ -120,6 +125,8 @@ class Learner:
                 drift = self.monitor.update(statistics)
             if self.mode != "off" and not self._frozen:
                 event = self._learn(frame, result, drift, fault)
+            if self._frames is not None and fault is None:
+                self._offer(self._frames, frame, result)
             return self._decide(event, drift, fault)
 
     def freeze(self, frozen: bool = True) -> None:
@@ -180,6 +187,16 @@ class Learner:
             log.warning("adapter taken back: %s", "; ".join(alarm.reasons))
             return self._course.give_up("alarm")
         return None if drift is None else self._course.step(frame, result, drift)
+
+    def _offer(self, frames: FrameMemory, frame: Frame, result: Result) -> None:
+        """Offer every few frames to the memory of frames; a full disk stops nothing."""
+        if self.counters["frames"] % _OFFER:
+            return
+        try:
+            self.counters.add("kept frames", int(frames.offer(frame, result).kept))
+        except StoreError as error:
+            if self.counters.add("frames not kept") == 1:
+                log.warning("%s", error)
 
     def _decide(self, event: str | None, drift: Drift | None, fault: str | None) -> Decision:
         if event is not None:

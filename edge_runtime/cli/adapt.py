@@ -43,6 +43,9 @@ def adapt(
     strategy: Annotated[str, typer.Option(help="How adapters are found")] = "align",
     mode: Annotated[str, typer.Option(help="on, shadow (decide, use nothing) or off")] = "on",
     store: Annotated[Path | None, typer.Option(help="Keeps adapters and places")] = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="Keeps frames for fieldsight-run consolidate")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html")] = None,
     seed: Annotated[int, typer.Option(help="Of the shifts")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames")] = None,
@@ -64,7 +67,7 @@ def adapt(
 
     drawn = ShiftStream(parse_shifts(shift), seed) if shift else None
     perception = Perception(bundle, backend, precision, threads=threads)
-    learner = _learner(perception, strategy, mode, store)
+    learner = _learner(perception, strategy, mode, store, frames)
     stream = Adapting(perception, learner, drawn)
     album = Album(stream) if out is not None else None
     dataset = _labelled(source, limit)
@@ -81,10 +84,15 @@ def adapt(
     terminal.write_json(json_file, summary)
     words = ["fieldsight-run", "adapt", str(bundle)]
     last = [source, "--store", "adapters"] if store is None else ["--store", str(store), "--list"]
+    if frames is not None:
+        words, last = ["fieldsight-run", "consolidate", str(bundle)], ["--memory", str(frames)]
     terminal.next_command(*words, *last)
 
 
-def _learner(perception: Perception, strategy: str, mode: str, store: Path | None) -> Learner:
+def _learner(
+    perception: Perception, strategy: str, mode: str, store: Path | None, frames: Path | None
+) -> Learner:
+    from edge_runtime.adaptation.frame_memory import FrameMemory
     from edge_runtime.adaptation.guard import Guard
     from edge_runtime.adaptation.learner import Learner
     from edge_runtime.adaptation.memory import PlaceMemory
@@ -101,6 +109,7 @@ def _learner(perception: Perception, strategy: str, mode: str, store: Path | Non
         PlaceMemory(Reference.of(bundle), store),
         Guard(bundle, log=None if store is None else store / "decisions.jsonl"),
         probe_of(perception),
+        frames=None if frames is None else FrameMemory(frames, bundle),
     )
 
 
@@ -167,6 +176,7 @@ def _summary(stream: Adapting, learner: Learner, figures: dict[str, Any]) -> dic
         "refusals": trace.count("refused"),
         "recalls": trace.count("recalled"),
         "faults": learner.counters["faults"],
+        "frames_kept": learner.counters["kept frames"],
         "events": [{"frame": index, "event": what} for index, what in trace.events],
         "perceived_ms": float(np.mean(trace.perceived_ms)),
         "learned_ms": float(np.mean(trace.learned_ms)),

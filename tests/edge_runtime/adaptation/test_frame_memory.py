@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.adaptation.frame_memory import FrameMemory, StoreError
+from edge_runtime.adaptation.learner import Learner
 from edge_runtime.bundle import Bundle
 from edge_runtime.datasets import load_dataset
 from edge_runtime.errors import InputError
@@ -72,9 +73,9 @@ def test_jpeg_keeps_what_matters(tmp_path: Path, adaptive_bundle: Bundle) -> Non
 
 def test_near_duplicates_are_refused(memory: FrameMemory) -> None:
     assert memory.offer(*seen(1.0, stamp=1)).kept
-    twin = memory.offer(*seen(1.1, stamp=2))  # 0.1^2 / 2 apart
+    twin = memory.offer(*seen(1.05, stamp=2))  # 0.05^2 / 2 apart
     assert not twin.kept and "nearly the same" in twin.reason
-    assert twin.novelty == pytest.approx(0.005)
+    assert twin.novelty == pytest.approx(0.00125, rel=1e-3)
     assert memory.offer(*seen(1.2, stamp=3)).kept
     assert stamps(memory) == [1, 3]
 
@@ -339,6 +340,32 @@ def test_it_stays_bounded_and_without_duplicates(
         apart = memory._apart + np.diag(np.full(len(memory), np.inf))
         assert (apart > memory.duplicate).all()
     assert stamps(FrameMemory(folder, adaptive_bundle, most=3)) == stamps(memory)
+
+
+def test_the_learner_offers_what_is_no_fault(
+    tmp_path: Path, adaptive_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = FrameMemory(tmp_path / "frames", adaptive_bundle)
+    learner = Learner(adaptive_bundle, mode="off", threshold=1.0, frames=memory)
+    perception = Perception(adaptive_bundle)
+    rng = np.random.default_rng(0)
+    for stamp in range(20):
+        image = rng.integers(0, 60 + 9 * stamp, (48, 64, 3), np.uint8)
+        image = np.zeros_like(image) if stamp == 9 else image  # a black frame
+        frame = Frame(image, stamp, "camera")
+        learner.observe(frame, perception(frame))
+    assert stamps(memory) == [4, 14, 19]
+    assert learner.counters["kept frames"] == 3
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    for stamp in range(20, 30):
+        image = rng.integers(0, 20 * (stamp - 19), (48, 64, 3), np.uint8)
+        frame = Frame(image, stamp, "camera")
+        learner.observe(frame, perception(frame))
+    assert learner.counters["frames not kept"] >= 1 and len(memory) == 3
 
 
 def test_real_day_and_dusk_both_stay(camvid: Path, tmp_path: Path, adaptive_bundle: Bundle) -> None:
