@@ -1,18 +1,44 @@
-"""Fixtures for every test: small datasets on disk, and real data where it is present."""
+"""Fixtures for every test: our commands, small datasets on disk, and real data if present."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("FIELDSIGHT_DATA", ROOT.parent / "shared" / "data"))
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """Runs `main` of a command line with words; gives exit code, stdout and stderr."""
+    from edge_runtime import terminal
+
+    def call(main: Callable[[], None], *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        monkeypatch.setattr(terminal, "console", Console(width=200))
+        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

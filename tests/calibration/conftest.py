@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import cv2
 import pytest
 import yaml
 from block_scene import SIZE, draw_block
-from rich.console import Console
 
 from calibration import cli
-from edge_runtime import terminal
 from edge_runtime.bundle import Bundle, open_bundle
 
 
@@ -79,20 +76,12 @@ def bundle(trained_bundle: Path, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def calibrate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command_line: Callable[..., tuple[int, str, str]],
 ) -> Callable[..., tuple[int, str]]:
-    """Run `fieldsight-calibrate` with arguments; gives exit code and what was said."""
+    """Runs `fieldsight-calibrate` with arguments; gives exit code and what was said."""
 
     def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["fieldsight-calibrate", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        code, out, errors = command_line(cli.main, "fieldsight-calibrate", *arguments)
+        return code, out + errors
 
     return call

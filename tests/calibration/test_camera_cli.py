@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import html.parser
 import importlib.util
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import camera_scenes as scenes
@@ -23,7 +22,6 @@ from calibration import cli
 from calibration.camera import parse_board, views
 from calibration.camera.views import expand, gather
 from edge_runtime import cli as run_cli
-from edge_runtime import terminal
 from edge_runtime.bundle import create_bundle, open_bundle
 from edge_runtime.errors import InputError
 from edge_runtime.geometry import Geometry
@@ -34,24 +32,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `fieldsight-calibrate camera` with arguments; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        words = ["fieldsight-calibrate", "camera", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        monkeypatch.setattr("calibration.cli.camera.console", Console(width=200))
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, command_line: Run) -> Run:
+    """Runs `fieldsight-calibrate camera` with arguments; gives exit code, stdout and stderr."""
+    monkeypatch.setattr("calibration.cli.camera.console", Console(width=200))
+    return partial(command_line, cli.main, "fieldsight-calibrate", "camera")
 
 
 @pytest.fixture(scope="session")
@@ -291,22 +275,14 @@ def test_a_broken_bundle_is_refused_before_anything_is_searched(
 
 
 def test_a_camera_that_is_replaced_is_named(
-    run: Run,
-    photos: Path,
-    bundle: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, photos: Path, bundle: Path, command_line: Run
 ) -> None:
     for time, says in enumerate((False, True)):
         code, out, errors = run(photos, "--board", BOARD, "--bundle", bundle)
         assert code == 0, (time, errors)
         assert ("replaced the camera it had (plumb_bob, 640x480)" in out) == says
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["fieldsight-run", "info", str(bundle)])
-        patch.setattr(terminal, "console", Console(width=200))
-        with contextlib.suppress(SystemExit):
-            run_cli.main()
-    assert "plumb_bob, calibrated at 640x480" in capsys.readouterr().out
+    code, out, errors = command_line(run_cli.main, "fieldsight-run", "info", bundle)
+    assert code == 0 and "plumb_bob, calibrated at 640x480" in out, errors
 
 
 def test_patterns_folders_and_files_are_expanded_once(photos: Path) -> None:

@@ -1,8 +1,10 @@
-"""A tiny bundle that obeys the network contract, built without torch."""
+"""A tiny bundle that obeys the network contract, built without torch, and the command for it."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,14 @@ def tiny_canary(network: bytes) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, images=images, **expected)
     return buffer.getvalue()
+
+
+@pytest.fixture
+def run(command_line: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `fieldsight-run` with arguments; gives exit code, stdout and stderr."""
+    from edge_runtime import cli
+
+    return partial(command_line, cli.main, "fieldsight-run")
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
 
-from edge_runtime import cli, terminal
 from edge_runtime.bundle import Bundle, create_bundle, update_bundle
 from edge_runtime.errors import RefusedError
 from edge_runtime.frames import Frame
@@ -19,25 +16,6 @@ from edge_runtime.perception import Perception
 from edge_runtime.sources import SourceLost
 
 COLORS = {"a": (250, 0, 0), "b": (0, 250, 0)}
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run `fieldsight-run` with arguments; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fieldsight-run", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colours import World
-from rich.console import Console
-
-from edge_runtime import cli, terminal
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run `fieldsight-run adapt` with arguments; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fieldsight-run", "adapt", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run: Any) -> Any:
+    """Runs `fieldsight-run adapt` with arguments; gives exit code, stdout and stderr."""
+    return partial(run, "adapt")
 
 
 def test_a_labelled_recording_is_judged_before_and_after(

@@ -10,32 +10,13 @@ import pytest
 from fakes.machine import Machine
 from rich.console import Console
 
-from edge_runtime import cli, terminal
+from edge_runtime import terminal
 from edge_runtime.bundle import Bundle
 
 
 @pytest.fixture
 def machine(machine: Machine) -> Machine:
     return machine.install("10.13")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run `fieldsight-run` with arguments; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fieldsight-run", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", Console(width=200))
-        monkeypatch.setattr(terminal, "errors", Console(stderr=True, width=200))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_build_writes_a_plan_that_the_other_commands_use(
