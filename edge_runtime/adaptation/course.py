@@ -121,6 +121,14 @@ class Course:
         self._wait, self._patience = self._patience, min(2 * self._patience, _MOST_PATIENCE)
         return self.go_home(event)
 
+    def watch(self, result: Result, fault: str | None = None) -> str | None:
+        """Let the guard see a result under the adapter; "alarm" if it took the adapter back."""
+        alarm = self.guard.watch(result, fault)
+        if alarm is None:
+            return None
+        log.warning("adapter taken back: %s", "; ".join(alarm.reasons))
+        return self.give_up("alarm")
+
     def save(self, note: dict[str, object]) -> int | None:
         """Store the adapter in use; its version, or None if there is no store or it failed."""
         if self._place is not None:
@@ -205,6 +213,8 @@ class Course:
             if self._age % _SHADOW:
                 return None
             result = self.probe(frame, self.adapter)
+            if event := self.watch(result):
+                return event
         candidate = self.strategy.observe(frame, result, drift)
         if candidate is not None and self.guard.refusal(candidate) is None:
             self.adapter = candidate

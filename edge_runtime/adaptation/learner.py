@@ -182,10 +182,9 @@ class Learner:
     def _learn(
         self, frame: Frame, result: Result, drift: Drift | None, fault: str | None
     ) -> str | None:
-        alarm = self.guard.watch(result, fault)
-        if alarm is not None:
-            log.warning("adapter taken back: %s", "; ".join(alarm.reasons))
-            return self._course.give_up("alarm")
+        if self.mode == "on" or not self.adapted or fault is not None:
+            if event := self._course.watch(result, fault):
+                return event
         return None if drift is None else self._course.step(frame, result, drift)
 
     def _offer(self, frames: FrameMemory, frame: Frame, result: Result) -> None:

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from colours import IDENTITY, World, scene
 
+from edge_runtime.adaptation.guard import Guard, GuardOptions
 from edge_runtime.adaptation.learner import Learner
+from edge_runtime.adaptation.limits import Limits
 from edge_runtime.adaptation.replay import Adapting
-from edge_runtime.adaptation.shifts import ShiftStream, parse_shifts
 from edge_runtime.adaptation.store import AdapterStore
 from edge_runtime.adaptation.trial import probe_of
 from edge_runtime.frames import Frame
 from edge_runtime.perception import Perception
 
-CAST = ShiftStream(parse_shifts("cast:0.6"))
+LIGHT = np.array([1.0, 0.8, 0.6])
 
 
 class Life:
@@ -26,7 +27,8 @@ class Life:
         perception = Perception(world.bundle, threads=1)
         self.store = AdapterStore(folder, world.bundle)
         probe = probe_of(perception)
-        self.learner = Learner(world.bundle, mode=mode, store=self.store, probe=probe)
+        guard = Guard(world.bundle, GuardOptions(limits=Limits(agreement_loss=0.3)))
+        self.learner = Learner(world.bundle, "align", mode, self.store, None, guard, probe)
         self.decision = self.learner.resume()
         self.stream = Adapting(perception, self.learner)
 
@@ -34,7 +36,7 @@ class Life:
         """Events of a drive through new scenes."""
         for index in range(frames):
             image = scene(2000 + index)
-            image = CAST.image(image, index) if shifted else image
+            image = (image * LIGHT).astype(np.uint8) if shifted else image
             self.stream(Frame(image, index, ""))
         return [what for _, what in self.stream.trace.events]
 
