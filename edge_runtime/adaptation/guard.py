@@ -23,8 +23,7 @@ from edge_runtime.adaptation.evidence import Evidence, Outcome
 from edge_runtime.adaptation.limits import (
     CHECKS,
     Limits,
-    agreement_gained,
-    distance_gained,
+    merits,
     movement,
     outside_ball,
 )
@@ -146,14 +145,10 @@ class Guard:
         if canary is not None and canary.kept < limits.canary_kept:
             least = limits.canary_kept
             against.append(f"the canary keeps {canary.kept:.1%} of what it knew, least {least:.1%}")
-        pro = []
-        if (gain := distance_gained(candidate, current)) >= limits.distance_gain:
-            pro.append(f"statistics come {gain:.0%} closer to the reference")
-        if (gain := agreement_gained(candidate, current)) >= limits.agreement_gain:
-            pro.append(f"mirror images agree on {gain * 100:.1f} points more")
+        pro = merits(candidate, current, limits)
         numbers = self._numbers(current=current, candidate=candidate, canary=canary)
         if not against and not pro:
-            against = ["no better than the current adapter"]
+            against = ["not shown to be better than the current adapter"]
         verdict = Verdict(not against, against or pro, numbers)
         self._record("judge", promote=verdict.promote, reasons=verdict.reasons, numbers=numbers)
         return verdict

@@ -17,53 +17,56 @@ from edge_runtime.manifest import Spec
 
 
 class Limits(Spec):
-    """How much worse an adapter may look before it is refused or taken back.
+    """How much better an adapter must look to be used, and how much worse it may not.
+
+    The defaults were read off two students, eight windows each of fourteen shifts; see
+    docs/adaptation.md.
 
     Attributes:
         distance_gain: Least share by which the statistics must come closer to the reference.
-        agreement_gain: Least rise of the agreement of mirror images that counts as better too.
+        confidence_gain: Least rise of the mean confidence that shows that this helped.
+        agreement_gain: Least rise of the agreement of mirror images that does.
+        class_gain: Least fall of `Outcome.class_distance` that does; classes that return show that
+            the network had lost its way, and nothing that it was sure of counts against it then.
         distance_loss: Most share by which the statistics may move away, beside `distance_slack`:
             near home they stray by more than any share of next to nothing.
         agreement_loss: Most that the agreement of mirror images may fall.
         confidence_loss: Most that the mean confidence may fall.
-        confidence_gain: Most that it may rise: collapse makes a network sure of itself.
-        histogram_loss: Most that the classes may move away from those of the training domain, in
-            units of `Outcome.class_distance`.
+        confidence_excess: Most that it may rise: collapse makes a network sure of itself.
+        class_loss: Most that `Outcome.class_distance` may rise.
         dominance: A class on more than this share of all pixels is a collapse, unless it was there.
         detections_ratio: Most by which the number of objects found may grow or shrink, as a
             factor, beside `detections_slack`.
         detections_slack: Objects a frame that it may differ by in any case.
         scale_ratio: Most that a channel is scaled up or down.
-        radius: Most that an adapter may move a channel, root mean square over the channels, in
-            standard deviations of that channel in the training domain.
+        radius: Most that an adapter may move a channel; see `movement`.
         canary_kept: Least share of what the canary knew that must be left; see `CanaryReport.kept`.
     """
 
     distance_gain: float = Field(default=0.1, ge=0, le=1)
-    agreement_gain: float = Field(default=0.02, ge=0, le=1)
+    confidence_gain: float = Field(default=0.01, ge=0, le=1)
+    agreement_gain: float = Field(default=0.01, ge=0, le=1)
+    class_gain: float = Field(default=0.08, ge=0, le=1)
     distance_loss: float = Field(default=0.1, ge=0)
     distance_slack: float = Field(default=0.02, ge=0)
-    agreement_loss: float = Field(default=0.02, ge=0, le=1)
+    agreement_loss: float = Field(default=0.05, ge=0, le=1)
     confidence_loss: float = Field(default=0.05, ge=0, le=1)
-    confidence_gain: float = Field(default=0.2, ge=0, le=1)
-    histogram_loss: float = Field(default=0.1, ge=0, le=1)
+    confidence_excess: float = Field(default=0.25, ge=0, le=1)
+    class_loss: float = Field(default=0.1, ge=0, le=1)
     dominance: float = Field(default=0.9, gt=0, le=1)
     detections_ratio: float = Field(default=3.0, ge=1)
     detections_slack: float = Field(default=3.0, ge=0)
     scale_ratio: float = Field(default=4.0, ge=1)
-    radius: float = Field(default=3.0, gt=0)
-    canary_kept: float = Field(default=0.5, ge=0, le=1)
+    radius: float = Field(default=2.0, gt=0)
+    canary_kept: float = Field(default=0.3, ge=0, le=1)
 
     def loosened(self, factor: float) -> Limits:
         """The same with every loss allowed `factor` times: for windows of different frames."""
-        names = ("distance_loss", "agreement_loss", "confidence_loss", "confidence_gain")
-        wider = {
-            name: min(getattr(self, name) * factor, 1.0) for name in (*names, "histogram_loss")
-        }
-        slack = {
-            name: getattr(self, name) * factor for name in ("distance_slack", "detections_slack")
-        }
-        return self.model_copy(update={**wider, **slack})
+        losses = ("agreement_loss", "confidence_loss", "confidence_excess", "class_loss")
+        slack = ("distance_loss", "distance_slack", "detections_slack")
+        wider = {name: min(getattr(self, name) * factor, 1.0) for name in losses}
+        wider |= {name: getattr(self, name) * factor for name in slack}
+        return self.model_copy(update=wider)
 
 
 Check = Callable[[Outcome, Outcome, Limits], str | None]
@@ -89,6 +92,8 @@ def disagreeing(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
         return None
     if subject.agreement >= base.agreement - limits.agreement_loss:
         return None
+    if class_gained(subject, base) >= limits.class_gain:
+        return None
     return f"mirror images agree less: {base.agreement:.1%} to {subject.agreement:.1%}"
 
 
@@ -98,16 +103,20 @@ def unsure(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
         return None
     if subject.confidence >= base.confidence - limits.confidence_loss:
         return None
+    if class_gained(subject, base) >= limits.class_gain:
+        return None
     return f"confidence falls: {base.confidence:.3f} to {subject.confidence:.3f}"
 
 
 def oversure(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
-    """A mask that gains confidence faster than agreement: entropy minimised, nothing learnt."""
+    """A mask that gains confidence and no agreement: entropy minimised, nothing learnt."""
     if subject.confidence is None or base.confidence is None:
         return None
-    if subject.confidence <= base.confidence + limits.confidence_gain:
+    if subject.confidence <= base.confidence + limits.confidence_excess:
         return None
-    if agreement_gained(subject, base) > limits.agreement_gain:
+    if agreement_gained(subject, base) >= limits.agreement_gain:
+        return None
+    if class_gained(subject, base) >= limits.class_gain:
         return None
     return f"confidence rises without cause: {base.confidence:.3f} to {subject.confidence:.3f}"
 
@@ -127,7 +136,7 @@ def unlike_home(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
     """Classes whose shares move away from those of the training domain."""
     if subject.class_distance is None or base.class_distance is None:
         return None
-    if subject.class_distance <= base.class_distance + limits.histogram_loss:
+    if subject.class_distance <= base.class_distance + limits.class_loss:
         return None
     return (
         "classes move away from those of the training domain: "
@@ -153,11 +162,46 @@ def agreement_gained(subject: Outcome, base: Outcome) -> float:
     return subject.agreement - base.agreement
 
 
+def confidence_gained(subject: Outcome, base: Outcome) -> float:
+    """Rise of the mean confidence; 0 where it was not measured."""
+    if subject.confidence is None or base.confidence is None:
+        return 0.0
+    return subject.confidence - base.confidence
+
+
+def class_gained(subject: Outcome, base: Outcome) -> float:
+    """How much the classes came closer to the training domain's; 0 where not measured."""
+    if subject.class_distance is None or base.class_distance is None:
+        return 0.0
+    return base.class_distance - subject.class_distance
+
+
 def distance_gained(subject: Outcome, base: Outcome) -> float:
     """Share by which the statistics came closer to the reference; 0 where not measured."""
     if subject.distance is None or not base.distance:
         return 0.0
     return 1 - subject.distance / base.distance
+
+
+def merits(subject: Outcome, base: Outcome, limits: Limits) -> list[str]:
+    """What speaks for an adapter, in sentences; nothing if it is not shown to be better.
+
+    Closer statistics alone show nothing (they come closer with every alignment, whether it helps or
+    not), unless there is no mask to tell by. Confidence shows something only beside them, since
+    there are ways to raise it by itself.
+    """
+    closer = distance_gained(subject, base)
+    found = []
+    if closer >= limits.distance_gain and subject.histogram is None:
+        found.append(f"statistics come {closer:.0%} closer to the reference")
+    sure = confidence_gained(subject, base)
+    if closer >= limits.distance_gain and sure >= limits.confidence_gain:
+        found.append(f"statistics come {closer:.0%} closer, and confidence rises by {sure:.3f}")
+    if (gain := agreement_gained(subject, base)) >= limits.agreement_gain:
+        found.append(f"mirror images agree on {gain * 100:.1f} points more")
+    if (gain := class_gained(subject, base)) >= limits.class_gain:
+        found.append(f"classes come {gain:.3f} closer to the training domain's")
+    return found
 
 
 CHECKS: tuple[Check, ...] = (

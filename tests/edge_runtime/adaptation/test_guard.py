@@ -61,18 +61,45 @@ def guard(tmp_path: Path, adaptive_bundle: Bundle) -> Guard:
     return Guard(adaptive_bundle, log=tmp_path / "decisions.jsonl")
 
 
-def test_what_is_better_in_every_way_is_promoted(guard: Guard) -> None:
-    verdict = guard.judge(outcome(), outcome(BETTER, distance=0.3, agreement=0.85))
-    assert verdict.promote
-    assert "40% closer" in verdict.reasons[0] and "5.0 points" in verdict.reasons[1]
-    assert verdict.numbers["candidate.distance"] == 0.3
-    assert guard.judge(outcome(), outcome(BETTER, distance=0.3)).promote
-    assert guard.judge(outcome(), outcome(BETTER, agreement=0.85)).promote
+MERITS = {
+    "surer, and closer": (
+        {"distance": 0.3, "confidence": 0.72},
+        "40% closer, and confidence rises",
+    ),
+    "mirror images": ({"agreement": 0.85}, "agree on 5.0 points more"),
+    "classes": ({"class_distance": 0.01}, "classes come 0.090 closer"),
+    "classes, with all else worse": (
+        {"class_distance": 0.01, "agreement": 0.5, "confidence": 0.3},
+        "classes come 0.090 closer",
+    ),
+    "no mask to tell by": (
+        {"distance": 0.3, "histogram": None, "confidence": None, "class_distance": None},
+        "statistics come 40% closer",
+    ),
+}
 
 
-def test_what_is_no_better_is_refused(guard: Guard) -> None:
-    verdict = guard.judge(outcome(), outcome(BETTER))
-    assert not verdict.promote and verdict.reasons == ["no better than the current adapter"]
+@pytest.mark.parametrize("name", MERITS)
+def test_what_is_shown_to_be_better_is_promoted(guard: Guard, name: str) -> None:
+    fields, expected = MERITS[name]
+    verdict = guard.judge(outcome(), dataclasses.replace(outcome(BETTER), **fields))  # type: ignore[arg-type]
+    assert verdict.promote and expected in verdict.reasons[0] and len(verdict.reasons) == 1
+    assert verdict.numbers["candidate.distance"] == fields.get("distance", 0.5)
+
+
+UNPROVEN = {
+    "the same": {},
+    "closer alone": {"distance": 0.1},
+    "surer alone": {"confidence": 0.8},
+    "a little": {"distance": 0.3, "confidence": 0.705, "agreement": 0.805, "class_distance": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_what_is_not_shown_to_be_better_is_refused(guard: Guard, name: str) -> None:
+    verdict = guard.judge(outcome(), dataclasses.replace(outcome(BETTER), **UNPROVEN[name]))
+    assert not verdict.promote
+    assert verdict.reasons == ["not shown to be better than the current adapter"]
 
 
 REFUSED = {
@@ -80,12 +107,15 @@ REFUSED = {
     "farther": ({"distance": 0.7, "agreement": 0.9}, "move away from the reference: 0.500 to 0.7"),
     "less agreement": ({"distance": 0.1, "agreement": 0.7}, "agree less: 80.0% to 70.0%"),
     "less sure": ({"distance": 0.1, "confidence": 0.3}, "confidence falls"),
-    "too sure": ({"distance": 0.1, "confidence": 0.99}, "rises without cause"),
+    "too sure": ({"distance": 0.1, "confidence": 0.99}, "confidence rises without cause"),
     "one class": ({"distance": 0.1, "histogram": np.array([0.99, 0.01, 0])}, "class 0 takes 99.0%"),
     "other classes": ({"distance": 0.1, "class_distance": 0.6}, "classes move away"),
     "no objects": ({"distance": 0.1, "detections": 0.0}, None),
     "many objects": ({"distance": 0.1, "detections": 50.0}, "objects a frame: 4.0 to 50.0"),
-    "one frame": ({"distance": 0.1, "frames": 1}, "seen on 1 frames, expected 2"),
+    "one frame": (
+        {"distance": 0.1, "confidence": 0.75, "frames": 1},
+        "seen on 1 frames, expected 2",
+    ),
 }
 
 
@@ -113,7 +143,7 @@ def test_one_thing_wrong_is_enough(guard: Guard, name: str) -> None:
 def test_adapters_outside_the_ball_are_refused(guard: Guard, adapter, said: str) -> None:
     assert said in (guard.refusal(adapter) or "")
     if adapter.shape == (6,):
-        verdict = guard.judge(outcome(), outcome(adapter, distance=0.1))
+        verdict = guard.judge(outcome(), outcome(adapter, distance=0.1, confidence=0.75))
         assert not verdict.promote and said in verdict.reasons[0]
     assert guard.refusal(BETTER) is None
 
@@ -128,12 +158,13 @@ def test_what_is_not_published_is_not_judged(guard: Guard) -> None:
     names = ("histogram", "class_distance", "confidence", "detections", "agreement")
     bare = outcome(**dict.fromkeys(names))
     assert guard.judge(bare, dataclasses.replace(bare, adapter=BETTER, distance=0.1)).promote
+    assert not guard.judge(bare, dataclasses.replace(bare, adapter=BETTER, distance=0.48)).promote
     nothing = dataclasses.replace(bare, distance=None)
     assert not guard.judge(nothing, nothing).promote
 
 
 def test_a_canary_that_forgets_is_refused(guard: Guard) -> None:
-    better = outcome(BETTER, distance=0.1)
+    better = outcome(BETTER, distance=0.1, confidence=0.75)
     assert guard.judge(outcome(), better, CanaryReport(4, 0.5, 0.6, 0.9, True)).promote
     for report in (
         CanaryReport(4, 0.1, 0.6, 0.9, True),
@@ -145,7 +176,7 @@ def test_a_canary_that_forgets_is_refused(guard: Guard) -> None:
 
 
 def test_after_an_alarm_there_is_a_pause_that_grows(guard: Guard) -> None:
-    better = outcome(BETTER, distance=0.1)
+    better = outcome(BETTER, distance=0.1, confidence=0.75)
     pauses = []
     for _ in range(3):
         guard.promoted(BETTER, outcome(BETTER))
@@ -231,7 +262,7 @@ def test_rollback_goes_back_one_by_one_and_ends_at_the_identity(adaptive_bundle:
 
 
 def test_a_fault_freezes_until_it_has_been_gone(guard: Guard) -> None:
-    better = outcome(BETTER, distance=0.1)
+    better = outcome(BETTER, distance=0.1, confidence=0.75)
     guard.promoted(BETTER, guard.outcome(BETTER, [guard.evidence(result())]))
     for _ in range(30):
         assert guard.watch(result(label=1), fault="black") is None  # no evidence, so no alarm
@@ -250,8 +281,10 @@ def test_a_fault_freezes_until_it_has_been_gone(guard: Guard) -> None:
 
 
 def test_limits_can_be_set_and_misspelt_ones_are_refused(adaptive_bundle: Bundle) -> None:
-    strict = Guard(adaptive_bundle, GuardOptions(limits=Limits(distance_gain=0.9)))
-    assert not strict.judge(outcome(), outcome(BETTER, distance=0.3)).promote
+    better = outcome(BETTER, distance=0.3, confidence=0.75)
+    assert Guard(adaptive_bundle).judge(outcome(), better).promote
+    strict = Guard(adaptive_bundle, GuardOptions(limits=Limits(confidence_gain=0.1)))
+    assert not strict.judge(outcome(), better).promote
     with pytest.raises(ValueError, match="distance_gian"):
         Limits(distance_gian=0.9)  # type: ignore[call-arg]
 
