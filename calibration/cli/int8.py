@@ -99,7 +99,7 @@ def _write(path: Path, outcomes: dict[str, Outcome], json_file: Path | None) -> 
     from calibration.int8 import store
 
     main = outcomes["int8"]
-    figures = main.as_dict()
+    figures = {**main.as_dict(), "latency_ratio": None}
     if "int8-cpu" in outcomes:
         figures["cpu"] = outcomes["int8-cpu"].as_dict()
         figures["latency_ratio"] = figures["cpu"].get("latency_ratio")
