@@ -55,7 +55,7 @@ class Limits(Spec):
     class_loss: float = Field(default=0.1, ge=0, le=1)
     dominance: float = Field(default=0.9, gt=0, le=1)
     detections_ratio: float = Field(default=3.0, ge=1)
-    detections_slack: float = Field(default=3.0, ge=0)
+    detections_slack: float = Field(default=5.0, ge=0)
     scale_ratio: float = Field(default=4.0, ge=1)
     radius: float = Field(default=2.0, gt=0)
     canary_kept: float = Field(default=0.3, ge=0, le=1)
@@ -145,8 +145,10 @@ def unlike_home(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
 
 
 def miscounted(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
-    """Objects that multiply or vanish."""
+    """Objects that vanish, or multiply though the network had not lost its way."""
     if subject.detections is None or base.detections is None:
+        return None
+    if class_gained(subject, base) >= limits.class_gain and subject.detections >= base.detections:
         return None
     most = base.detections * limits.detections_ratio + limits.detections_slack
     least = base.detections / limits.detections_ratio - limits.detections_slack

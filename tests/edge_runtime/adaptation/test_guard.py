@@ -122,9 +122,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_one_thing_wrong_is_enough(guard: Guard, name: str) -> None:
     fields, expected = REFUSED[name]
-    current = outcome(detections=12.0 if name == "no objects" else 4.0)
+    current = outcome(detections=30.0 if name == "no objects" else 4.0)
     verdict = guard.judge(current, dataclasses.replace(outcome(BETTER), **fields))  # type: ignore[arg-type]
-    expected = expected or "objects a frame: 12.0 to 0.0"
+    expected = expected or "objects a frame: 30.0 to 0.0"
     assert not verdict.promote
     assert len(verdict.reasons) == 1 and expected in verdict.reasons[0]
 
