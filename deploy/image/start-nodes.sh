@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Launch the perception node as the FIELDSIGHT_* variables say; deploy/fieldsight.env explains them.
+# Launch perception and, beside it, the adapter node as the FIELDSIGHT_* variables say; deploy/fieldsight.env explains them.
 # An empty variable leaves the launch file's own default.
 set -euo pipefail
 
@@ -14,6 +14,8 @@ add task "${FIELDSIGHT_TASK:-}"
 add backend "${FIELDSIGHT_BACKEND:-}"
 add score_threshold "${FIELDSIGHT_SCORE_THRESHOLD:-}"
 add max_age_ms "${FIELDSIGHT_MAX_AGE_MS:-}"
+add adapt "${FIELDSIGHT_ADAPT:-}"
+add state_folder /var/lib/fieldsight/adapters
 add namespace "${FIELDSIGHT_NAMESPACE:-}"
 add params_file "${FIELDSIGHT_PARAMS_FILE:-}"
 exec ros2 launch fieldsight perception.launch.py "${arguments[@]}"

@@ -126,10 +126,49 @@ def client(ros: None) -> Iterator[Callable[..., Any]]:
 
     made: list[Any] = []
 
-    def make_client(node: NodeProcess, name: str = "perception") -> Any:
-        made.append(Client(node, name))
+    def make_client(node: NodeProcess, name: str = "perception", kind: Any = Client) -> Any:
+        made.append(kind(node, name))
         return made[-1]
 
     yield make_client
     for one in made:
         one.destroy_node()
+
+
+@pytest.fixture(scope="session")
+def colours_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that coloured light ruins and a right adapter mends."""
+    sys.path.insert(0, str(ROOT / "tests" / "edge_runtime" / "adaptation"))
+    from colours import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("colours") / "colours.bundle").path
+
+
+@pytest.fixture
+def robot(
+    start: Callable[..., NodeProcess],
+    client: Callable[..., Any],
+    colours_bundle: Path,
+    tmp_path: Path,
+) -> Callable[..., Any]:
+    """Starts perception and adapter node, and waits until they hear each other.
+
+    Frames come from a tiny network, whose masks agree with their mirror images by chance as much
+    as by merit: that is no ground for refusal here.
+    """
+    from adapting_robot import AdaptingRobot
+
+    def make(mode: str = "on", **given: Any) -> AdaptingRobot:
+        options = {"rate": 100.0, "guard.agreement_loss": 0.3, "priority": "normal"}
+        options |= {"mode": mode, "state_folder": tmp_path / "state", **given}
+        made = client(
+            start(bundle=colours_bundle, max_age_ms=0, autostart=True), kind=AdaptingRobot
+        )
+        made.start_adapter = lambda: start(
+            "fieldsight.adapter_node", bundle=colours_bundle, **options
+        )
+        made.adapter = made.start_adapter()
+        made.start()
+        return made
+
+    return make

@@ -16,6 +16,10 @@ from ros_client import Start, scene  # noqa: E402
 from std_msgs.msg import Float32MultiArray  # noqa: E402
 from vision_msgs.msg import LabelInfo  # noqa: E402
 
+from edge_runtime.bundle import open_bundle  # noqa: E402
+from fieldsight.conversions import vector_to_message  # noqa: E402
+from fieldsight.tags import model_of  # noqa: E402
+
 pytestmark = pytest.mark.ros
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -132,11 +136,12 @@ def test_adapter_changes_the_mask_and_a_wrong_one_is_rejected(
     adapters = robot.create_publisher(Float32MultiArray, "perception/adapter", LATCHED)
     red = np.zeros((96, 128, 3), np.uint8)
     red[..., 0] = 100
-    adapters.publish(Float32MultiArray(data=[1.0, 1, 1, 0, 5, 0]))
+    label = f"adapter model={model_of(open_bundle(bundle_path))}"
+    adapters.publish(vector_to_message(np.array([1.0, 1, 1, 0, 5, 0]), label))
     robot.until(lambda: robot.count("adapter_updates") == 1, "adapter")
     for wrong in ([1.0, 1, 1], [float("nan"), 1, 1, 0, 0, 0]):
         count = robot.count("adapter_rejected")
-        adapters.publish(Float32MultiArray(data=wrong))
+        adapters.publish(vector_to_message(np.array(wrong), label))
         robot.until(lambda count=count: robot.count("adapter_rejected") > count, "rejection")
     key = robot.send(red)
     robot.until(lambda: robot.answered(key), "answer")

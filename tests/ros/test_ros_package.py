@@ -52,7 +52,7 @@ def test_underlay_is_not_built_twice() -> None:
 def test_entry_points_exist() -> None:
     setup = (PACKAGE / "setup.py").read_text()
     scripts = [line for line in setup.splitlines() if "{NAME}." in line and "=" in line]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     for line in scripts:
         module, function = line.partition("{NAME}.")[2].strip('",').split(":")
         tree = ast.parse((PACKAGE / "fieldsight" / f"{module}.py").read_text())

@@ -27,6 +27,7 @@ setup(
             f"detector = {NAME}.perception_node:detector",
             f"segmenter = {NAME}.perception_node:segmenter",
             f"perception = {NAME}.perception_node:main",
+            f"adapter = {NAME}.adapter_node:main",
             f"camera_publisher = {NAME}.camera_publisher:main",
         ],
     },

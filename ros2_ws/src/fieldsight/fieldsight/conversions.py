@@ -171,6 +171,45 @@ def detections_to_message(
     return Detection2DArray(header=header, detections=found)
 
 
+def detections_from_message(message: Detection2DArray, names: Sequence[str]) -> Detections:
+    """The inverse of `detections_to_message`.
+
+    Raises:
+        InputError: A class that is not in `names`, or a detection without one.
+    """
+    labels = {name: label for label, name in enumerate(names)}
+    boxes, scores, classes = [], [], []
+    for detection in message.detections:
+        hypothesis = detection.results[0].hypothesis if detection.results else None
+        if hypothesis is None or hypothesis.class_id not in labels:
+            found = None if hypothesis is None else hypothesis.class_id
+            raise InputError(f"detection of class {found!r:.40}; expected one of {list(names)}")
+        centre, box = detection.bbox.center.position, detection.bbox
+        half_x, half_y = box.size_x / 2, box.size_y / 2
+        boxes.append([centre.x - half_x, centre.y - half_y, centre.x + half_x, centre.y + half_y])
+        scores.append(hypothesis.score)
+        classes.append(labels[hypothesis.class_id])
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(classes, np.int32),
+    )
+
+
+def mask_from_message(message: Image) -> np.ndarray:
+    """The mask of a mono8 Image, uint8 [H, W].
+
+    Raises:
+        InputError: It has another encoding, or a size that cannot be right.
+    """
+    if message.encoding != "mono8":
+        raise InputError(f"mask of encoding '{message.encoding}', expected mono8")
+    height, width, step = message.height, message.width, message.step
+    if not height or step < width or len(message.data) != step * height:
+        raise InputError(f"mask of {width}x{height} with step {step} has {len(message.data)} bytes")
+    return np.frombuffer(message.data, np.uint8).reshape(height, step)[:, :width]
+
+
 def label_info_message(classes: Sequence[ClassSpec], threshold: float, header: Header) -> LabelInfo:
     """Class names by label or mask value, and the score below which boxes are dropped."""
     named = [VisionClass(class_id=i, class_name=spec.name) for i, spec in enumerate(classes)]

@@ -19,6 +19,7 @@ COUNTS = (
     "dropped_missed",
     "skipped",
     "errors",
+    "adapter_updates",
     "adapter_rejected",
     "camera_info_rejected",
 )
@@ -48,7 +49,7 @@ class MissedFrames:
 
 
 def diagnostic_status(
-    name: str, hardware: str, state: str, engine: str, health: Health
+    name: str, hardware: str, state: str, engine: str, adapter: str, health: Health
 ) -> DiagnosticStatus:
     """One status with every count and the latency percentiles.
 
@@ -57,6 +58,7 @@ def diagnostic_status(
         hardware: Name of the bundle.
         state: Lifecycle state; only an active node can be at fault.
         engine: Name of the engine, or "none".
+        adapter: Name of the adapter in use; see `tags`.
         health: What was counted.
     """
     report = health.report()
@@ -64,6 +66,7 @@ def diagnostic_status(
     status.level = _LEVELS[report.level] if state == "active" else DiagnosticStatus.OK
     status.message = report.message if state == "active" else state
     values: dict[str, object] = {"state": state, "backend": engine, "bundle": hardware}
+    values["adapter"] = adapter
     values |= dict.fromkeys(COUNTS, 0)
     values |= {
         key: round(value, 3) if isinstance(value, float) else value

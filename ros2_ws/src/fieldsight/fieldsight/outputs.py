@@ -14,6 +14,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 from edge_runtime import Frame, Perception, Result
 from fieldsight import conversions
 from fieldsight.overlay import draw
+from fieldsight.tags import digest_of, model_of, statistics_message
 
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -32,6 +33,7 @@ class Outputs:
     def __init__(self, node: LifecycleNode, perception: Perception) -> None:
         self._node = node
         self._perception = perception
+        self._model = model_of(perception.bundle)
         kinds: dict[str, tuple[Any, QoSProfile]] = {
             "label_info": (LabelInfo, LATCHED),
             "statistics": (Float32MultiArray, _RESULTS),
@@ -65,7 +67,8 @@ class Outputs:
             message = conversions.image_to_message(result.segmentation.mask, "mono8", header)
             publishers["segmentation"].publish(message)
         if result.statistics is not None:
-            message = conversions.vector_to_message(result.statistics, "statistics")
+            adapter = digest_of(self._perception.adapter)
+            message = statistics_message(result, self._model, adapter)
             publishers["statistics"].publish(message)
         if publishers["overlay"].get_subscription_count() > 0:
             boxes, masks = (self._classes.get(task, []) for task in ("detection", "segmentation"))

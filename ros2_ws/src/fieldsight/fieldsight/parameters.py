@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -97,10 +98,11 @@ def declare(node: Node, task: str) -> None:
         ),
     }
     node.declare_parameters("", [(name, *rest) for name, rest in declared.items()])
-    _refuse_unknown(node, declared)
+    refuse_unknown(node, declared)
 
 
-def _refuse_unknown(node: Node, declared: dict) -> None:
+def refuse_unknown(node: Node, declared: Mapping[str, Any]) -> None:
+    """Refuse given parameters that were not declared, naming the nearest that was."""
     given = getattr(node, "_parameter_overrides", {})
     for name in given:
         if name in declared or name == "use_sim_time" or name.startswith("qos_overrides."):

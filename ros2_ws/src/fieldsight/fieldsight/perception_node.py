@@ -22,15 +22,17 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Float32MultiArray, Header
+from std_msgs.msg import Header
 
 from edge_runtime import FieldsightError, Frame, InputError, Perception
 from edge_runtime.telemetry import Health
 from fieldsight import conversions, parameters
+from fieldsight.adapter_listener import AdapterListener
 from fieldsight.camera_info import CameraInfoListener
 from fieldsight.lifecycle import guard_transitions
 from fieldsight.monitor import MissedFrames, diagnostic_status
-from fieldsight.outputs import LATCHED, Outputs
+from fieldsight.outputs import Outputs
+from fieldsight.tags import digest_of
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _QUIET_S = 5.0  # least seconds between two warnings of one kind
@@ -85,9 +87,8 @@ class PerceptionNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         self._health = Health()
         self._outputs = Outputs(self, perception)
-        self._subscriptions_held["adapter"] = self.create_subscription(
-            Float32MultiArray, "~/adapter", self._on_adapter, LATCHED
-        )
+        adapters = AdapterListener(self, perception, self._health)
+        self._subscriptions_held["adapter"] = adapters.subscription
         if self.value("rectify") == "camera_info":
             self._lens = CameraInfoListener(self, perception, self._health)
             self._subscriptions_held["camera_info"] = self._lens.subscription
@@ -244,25 +245,13 @@ class PerceptionNode(LifecycleNode):
                 self._scratch = image
         return Frame(image, conversions.stamp_to_ns(message.header.stamp), message.header.frame_id)
 
-    def _on_adapter(self, message: Float32MultiArray) -> None:
-        if self._perception is None:
-            return
-        try:
-            self._perception.adapter = conversions.vector_from_message(message)
-        except InputError as error:
-            self._health.counters.add("adapter_rejected")
-            self.get_logger().warning(f"adapter rejected: {error}")
-        else:
-            self._health.counters.add("adapter_updates")
-            self.get_logger().info("adapter taken over")
-
     def _publish_diagnostics(self) -> None:
         perception = self._perception
         engine = perception.engine.name if perception else "none"
         bundle = perception.manifest.name if perception else ""
-        status = diagnostic_status(
-            self.get_fully_qualified_name(), bundle, self._state, engine, self._health
-        )
+        adapter = digest_of(perception.adapter) if perception else "none"
+        name = self.get_fully_qualified_name()
+        status = diagnostic_status(name, bundle, self._state, engine, adapter, self._health)
         header = Header(stamp=self.get_clock().now().to_msg())
         self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
 
