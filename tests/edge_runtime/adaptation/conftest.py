@@ -13,6 +13,7 @@ import pytest
 from colours import World, make_world
 from safetensors.numpy import save
 
+from edge_runtime.adaptation.reference import FRAMES_KEY
 from edge_runtime.adaptation.store import AdapterStore
 from edge_runtime.bundle import Bundle, create_bundle, open_bundle
 
@@ -24,8 +25,11 @@ def adaptive_bundle(
     tmp_path: Path, network: bytes, canary: bytes, fields: dict[str, Any]
 ) -> Bundle:
     """The tiny bundle with a reference: noise images, as in its canary."""
+    rng = np.random.default_rng(0)
+    home = np.repeat([0.5, 1 / 12], 3)
     reference = save(
         {
+            FRAMES_KEY: (home * rng.normal(1, 0.02, (32, 6))).astype(np.float32),
             "stem.mean": np.full(3, 0.5, np.float32),
             "stem.var": np.full(3, 1 / 12, np.float32),
             "segmentation.histogram": np.array([10, 10, 10], np.float32),

@@ -1,0 +1,84 @@
+"""Evidence for and against an adapter, read off real results and the canary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edge_runtime.adaptation.canary import Canary
+from edge_runtime.adaptation.evidence import (
+    Evidence,
+    class_shares,
+    histogram_distance,
+    mirror_agreement,
+    mirror_pass,
+)
+from edge_runtime.adaptation.guard import Guard
+from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
+from edge_runtime.errors import BundleError
+from edge_runtime.frames import Frame, Result
+from edge_runtime.perception import Perception
+
+IDENTITY = np.array([1, 1, 1, 0, 0, 0], np.float32)
+
+
+def test_evidence_is_read_off_real_results(adaptive_bundle: Bundle) -> None:
+    """The tiny network says the strongest channel: red on the left, green on the right."""
+    perception = Perception(adaptive_bundle)
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[:, :, 0], image[:, 64:, 1] = 100, 200
+    frame = Frame(image, 1, "camera")
+    straight, mirrored = perception(frame), mirror_pass(perception, frame)
+    assert mirror_agreement(straight, mirrored) == pytest.approx(1, abs=0.05)
+    assert mirror_agreement(straight, straight) == pytest.approx(0, abs=0.05)
+    evidence = Evidence.of(straight, 3, mirrored)
+    assert evidence.histogram == pytest.approx([0.5, 0.5, 0], abs=0.02)
+    assert evidence.finite and evidence.detections == 2 and evidence.confidence is None
+    guard = Guard(adaptive_bundle)
+    summed = guard.outcome(IDENTITY, [evidence, evidence])
+    assert summed.frames == 2 == summed.detections
+    assert summed.class_distance is not None and 0 < summed.class_distance < 1
+    broken = dataclasses.replace(straight, statistics=np.full(6, np.inf, np.float32))
+    assert not Evidence.of(broken, 3).finite
+
+
+def test_pixels_beyond_the_view_are_no_class() -> None:
+    mask = np.full((40, 40), 255, np.uint8)
+    assert class_shares(mask, 3).tolist() == [0, 0, 0]
+    mask[:, :20] = 1
+    assert class_shares(mask, 3).tolist() == [0, 1, 0]
+    none = dataclasses.replace(Result(0, "camera", None, None, None), segmentation=None)
+    assert mirror_agreement(none, none) is None and Evidence.of(none, 3).histogram is None
+
+
+def test_histogram_distance_is_a_distance() -> None:
+    one, other = np.array([0.5, 0.5, 0]), np.array([0, 0, 3.0])
+    assert histogram_distance(one, 10 * one) == 0
+    assert histogram_distance(one, other) == 1
+    assert histogram_distance(one, other + one) == histogram_distance(other + one, one)
+
+
+def test_the_canary_under_an_adapter(adaptive_bundle: Bundle) -> None:
+    """Labels that are what the network gives, so that the identity keeps all of them."""
+    perception = Perception(adaptive_bundle)
+    passes = []
+
+    def run(image: np.ndarray, adapter: np.ndarray):
+        passes.append(image.shape)
+        return perception.engine.infer({"image": image, "adapter": adapter})
+
+    canary = Canary(adaptive_bundle)
+    whole = canary.run(run, identity_adapter(adaptive_bundle.manifest), frames=9)
+    assert whole.frames == len(passes) == len(canary) == 2
+    assert whole.miou == whole.miou_as_trained == whole.boxes_found == whole.kept == 1
+    blind = canary.run(run, np.array([0, 0, 0, 0, 1, 0], np.float32), frames=1)
+    assert blind.frames == 1 and blind.kept < 0.3
+    broken = canary.run(lambda image, adapter: {"scores": np.full(4, np.nan)}, IDENTITY)
+    assert not broken.finite and broken.kept == 0
+
+
+def test_a_bundle_without_canary_says_so(adaptive_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no canary.npz"):
+        Canary(update_bundle(adaptive_bundle, {"canary.npz": None}))
