@@ -46,7 +46,7 @@ from edge_runtime.datasets import Dataset, LabelledFrame, load_dataset
 from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.perception import Perception
 
-SEVERITIES = {"moderate": 0.35, "strong": 0.65}
+SEVERITIES = {"moderate": 0.6, "strong": 0.8}
 COUNTED = ("dark", "fog", "cast", "noise")  # kinds whose regained share is averaged
 KINDS = (*COUNTED, "blur", "contrast", "dirt")
 
@@ -137,11 +137,13 @@ def run(perception: Perception, strategy: str, stream: Stream, seed: int, option
     shifts = None if stream.shift is None else ShiftStream(parse_shifts(stream.shift), seed)
     adapting = Adapting(perception, learner, shifts)
     figures = judged(adapting, stream.frames)
+    log = [] if learner is None else list(learner.guard.log.recent)
     trace = adapting.trace
     return {
         "miou": figures["segmentation"]["miou"],
         "ap50": figures.get("detection", {}).get("map_50"),
-        "events": trace.events,
+        "events": [event for event in trace.events if not event[1].startswith("fault")],
+        "judged": [(r["promote"], r["reasons"], r["numbers"]) for r in log if r["kind"] == "judge"],
         "adapted": float(np.mean(trace.adapted)) if trace.adapted else 0.0,
         "perceived_ms": [float(np.median(trace.perceived_ms)), float(np.mean(trace.perceived_ms))],
         "learned_ms": [float(np.median(trace.learned_ms)), float(np.mean(trace.learned_ms))],

@@ -95,7 +95,7 @@ def returns(args: argparse.Namespace, perception: Perception, home: InMemory) ->
     """Visits in turn; the same visits as trained."""
     visits: list[tuple[str, Callable[[], Images]]] = [
         ("home", lambda: frames_of(home, None, args.visit)),
-        ("fog", lambda: frames_of(home, "fog:0.65", args.visit)),
+        ("fog", lambda: frames_of(home, "fog:0.8", args.visit)),
     ]
     order = [0, 1, 0, 1, 0]
     if args.real:
@@ -237,7 +237,7 @@ def detection(args: argparse.Namespace, perception: Perception, home: InMemory) 
     found: dict[str, list[int | None]] = {}
     for kind in sorted(KINDS):
         found[kind] = []
-        for severity in (0.35, 0.65):
+        for severity in (0.6, 0.8):
             judge = Judge(perception, args.strategy, 1)
             judge.visit((f, None) for f, _ in frames_of(home, f"{kind}:{severity}@{onset}-"))
             events = judge.stream.trace.events

@@ -9,6 +9,8 @@ before it have left: fed back frame by frame, they are solved one after the othe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from edge_runtime.adaptation.divergence import VARIANCE_FLOOR
@@ -20,32 +22,55 @@ from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
 
 
+@dataclass(frozen=True)
+class Strength:
+    """How far statistics are taken towards the source's, 0 (not at all) to 1 (all the way).
+
+    Attributes:
+        mean: Of a channel's way from the target's mean to the source's.
+        amplify: Exponent of the ratio of deviations where the target's is smaller. What fog or
+            darkness took comes back amplified, and so does noise; what blur took does not.
+        attenuate: The same where the target's is larger, as in noise: there the best linear
+            estimate attenuates (Wiener), and nothing is lost by it.
+    """
+
+    mean: float = 0.3
+    amplify: float = 0.3
+    attenuate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise InputError(f"strength '{name}' is {value}, expected 0 to 1")
+
+
 def aligning(
     reference: Reference,
     mean: np.ndarray,
     var: np.ndarray,
-    strength: np.ndarray | float,
+    strength: Strength,
     most_scale: float,
+    trust: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale [C] and shift [C] that move target statistics towards the source's.
-
-    Between Gaussians this is the optimal transport map, followed to the share `strength` of its
-    way (McCann's displacement interpolation).
 
     Args:
         reference: The source.
         mean: float [C], of the target.
         var: float [C], of the target.
-        strength: 0 leaves everything as it is, 1 aligns fully; a number or [C].
-        most_scale: The full map's scale is kept within 1 / `most_scale` and `most_scale`.
+        strength: How far.
+        most_scale: The full ratio of deviations is kept within 1 / `most_scale` and `most_scale`.
+        trust: Of the target's statistics, 0 to 1; all strengths are multiplied by it.
     """
-    ratio = np.empty_like(mean)
+    ratio = np.empty(len(mean))
     for part in reference.slices.values():
         floor = VARIANCE_FLOOR * float(np.median(reference.var[part])) + 1e-12
         source, target = (np.maximum(v[part], floor) for v in (reference.var, var))
         ratio[part] = np.sqrt(source / target)
     ratio = np.clip(ratio, 1 / most_scale, most_scale)
-    return 1 + strength * (ratio - 1), strength * (reference.mean - ratio * mean)
+    scale = ratio ** (trust * np.where(ratio > 1, strength.amplify, strength.attenuate))
+    aim = mean + trust * strength.mean * (reference.mean - mean)
+    return scale, aim - scale * mean
 
 
 @register_strategy("align")
@@ -54,12 +79,11 @@ class Alignment:
 
     Args:
         bundle: Whose reference the target is aligned to.
-        strength: Share of the way towards the source.
         momentum: Weight of a new frame in the running statistics, once there have been more than
             its inverse.
         most_scale: See `aligning`.
         prior: Frames' worth of trust in the source's statistics before the first frame of a shift.
-        points: Number of adapter points to use, from the first; all if None.
+        strength: Fields of `Strength`.
     """
 
     name = "align"
@@ -67,31 +91,27 @@ class Alignment:
     def __init__(
         self,
         bundle: Bundle,
-        strength: float = 0.5,
         momentum: float = 0.05,
         most_scale: float = 3.0,
         prior: float = 0.5,
-        points: int | None = None,
+        **strength: float,
     ) -> None:
-        if not 0 < strength <= 1 or not 0 < momentum <= 1 or most_scale < 1 or prior < 0:
+        if not 0 < momentum <= 1 or not most_scale >= 1 or not prior >= 0:
             raise InputError(
-                f"strength {strength} and momentum {momentum} must lie in (0, 1], most_scale "
-                f"{most_scale} must be at least 1 and prior {prior} at least 0"
+                f"momentum {momentum} must lie in (0, 1], most_scale {most_scale} must be at "
+                f"least 1 and prior {prior} at least 0"
             )
         self.reference = Reference.of(bundle)
         self.momentum, self.most_scale, self.prior = momentum, most_scale, prior
-        self.strength = np.zeros(len(self.reference.mean), np.float32)
-        for part in list(self.reference.slices.values())[:points]:
-            self.strength[part] = strength
+        self.strength = Strength(**strength)
         self.reset()
 
     def reset(self, adapter: np.ndarray | None = None) -> None:
-        """Forget the target; from `adapter`, take the target that it was made for."""
+        """Forget the target; an `adapter` that is given is trusted until the target is known."""
         self._count = 0
         self._mean, self._square = self.reference.mean.copy(), self.reference.var.copy()
         self._square += np.square(self._mean)
-        if adapter is not None:
-            self._start_from(adapter)
+        self._given = None if adapter is None else np.array(adapter, np.float32)
 
     def observe(self, frame: Frame, result: Result, drift: Drift) -> np.ndarray | None:
         """The adapter for the target as it is known now; None while nothing is shifted."""
@@ -108,18 +128,9 @@ class Alignment:
         """The adapter for the running statistics, float32 [A]."""
         trust = self._count / (self._count + self.prior) if self._count else 0.0
         var = np.maximum(self._square - np.square(self._mean), 0)
-        strength = self.strength * trust
-        scale, shift = aligning(self.reference, self._mean, var, strength, self.most_scale)
-        return self.reference.join(scale, shift)
-
-    def _start_from(self, adapter: np.ndarray) -> None:
-        """Invert `aligning` for the channels that are aligned; the next frames refine it."""
-        scale, shift = self.reference.split(adapter)
-        used = self.strength > 0
-        strength = np.where(used, self.strength, 1)
-        ratio = np.clip(1 + (scale - 1) / strength, 1 / self.most_scale, self.most_scale)
-        mean = np.where(used, (self.reference.mean - shift / strength) / ratio, self._mean)
-        var = np.where(used, self.reference.var / np.square(ratio), self.reference.var)
-        self._mean = mean.astype(np.float32)
-        self._square = (var + np.square(mean)).astype(np.float32)
-        self._count = round(1 / self.momentum)
+        args = self._mean, var, self.strength, self.most_scale
+        found = self.reference.join(*aligning(self.reference, *args, trust))
+        if self._given is None:
+            return found
+        share = self._count / (self._count + 1 / self.momentum)
+        return self._given + np.float32(share) * (found - self._given)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.adaptation.divergence import divergence
-from edge_runtime.adaptation.drift import Drift, pooled
+from edge_runtime.adaptation.drift import Drift, DriftMonitor
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.memory import PlaceMemory
+from edge_runtime.adaptation.source import pooled
 from edge_runtime.adaptation.store import AdapterStore, StoreError
 from edge_runtime.adaptation.strategies import Strategy
 from edge_runtime.adaptation.trial import Probe, outcome_of, rehearse
@@ -67,7 +67,7 @@ class Course:
         store: Keeps promoted adapters.
         memory: Knows places.
         probe: Perceives a held frame under an adapter.
-        threshold: Of drift: home is what lies within.
+        monitor: Knows how far home reaches.
         closed: Whether frames come perceived under `adapter`; else under the identity.
     """
 
@@ -78,12 +78,12 @@ class Course:
         store: AdapterStore | None,
         memory: PlaceMemory | None,
         probe: Probe,
-        threshold: float,
+        monitor: DriftMonitor,
         closed: bool,
     ) -> None:
         self.strategy, self.guard, self.reference = strategy, guard, guard.reference
         self.store, self.memory, self.probe = store, memory, probe
-        self.threshold, self.closed = threshold, closed
+        self.source, self.threshold, self.closed = monitor.source, monitor.threshold, closed
         ones, zeros = np.ones_like(self.reference.mean), np.zeros_like(self.reference.mean)
         self.identity = self.adapter = self.reference.join(ones, zeros)
         self._held: deque[tuple[Frame, Result]] = deque(maxlen=HELD)
@@ -208,6 +208,8 @@ class Course:
         self._strange = self._strange + 1 if here > max(2 * self.threshold, home / 2) else 0
         if self._strange >= _ELSEWHERE:
             return self._left("elsewhere")
+        if self._homely or self._strange:
+            return None  # nothing to learn about this place from a frame of another
         place.follow(mean, var)
         if not self.closed:
             if self._age % _SHADOW:
@@ -235,12 +237,12 @@ class Course:
         return pooled(mean[:, first], var[:, first])
 
     def _distance(self, mean: np.ndarray, var: np.ndarray, place: _Place | None) -> float:
-        """Mean divergence of first-point statistics from a place's, or from home's."""
-        first = self.reference.first
-        other = (self.reference.mean[first], self.reference.var[first])
-        if place is not None:
-            other = place.mean, place.var
-        return float(divergence(mean, var, *other).mean())
+        """Distance of first-point statistics from a place's, or from home's."""
+        features = self.source.features(mean[None], var[None])
+        if place is None:
+            return self.source.distance(features)
+        other = self.source.features(place.mean[None], place.var[None])
+        return self.source.distance(features, other)
 
     def _remember(self, place: _Place) -> None:
         if self.memory is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -17,15 +16,13 @@ import numpy as np
 from edge_runtime.adaptation.changes import Cusum
 from edge_runtime.adaptation.divergence import divergence
 from edge_runtime.adaptation.reference import Reference
+from edge_runtime.adaptation.source import WINDOW, SourceModel, pooled, source_threshold
 from edge_runtime.errors import InputError
 
-WINDOW = 10  # frames
-FALSE_ALARM_RATE = 1e-3  # share of windows of a source sequence that may lie above the threshold
 _LIMIT = 4.0  # of the cumulative sum of log(score / threshold)
 _MOST = 1.0  # a frame at e times the threshold, or further, counts so much
 _MOVED = 1.0  # of that sum: what comes back from beyond was a change of scene
 _RETURN = 0.0  # slack on the way back, in units of log(score / threshold)
-_BLOCKS = 8  # source sequences are judged against what remains without them
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,10 @@ class Drift:
     """What the monitor makes of one frame.
 
     Attributes:
-        score: Mean divergence per channel of the first point over the window; see `divergence`.
-        per_point: The same for every point. Points after the first see the adapter in use: theirs
+        score: Distance of the window's first-point statistics from those of source windows; see
+            `SourceModel.distance`.
+        per_point: Mean divergence from the source per channel of every point; see `divergence`.
+            Points after the first see the adapter in use: theirs
             is what it has left uncorrected.
         state: "shifted" once the statistics have moved and stayed.
         since: Frames that this state has lasted.
@@ -58,65 +57,6 @@ class Drift:
         return np.concatenate([self.mean, self.var])
 
 
-def pooled(mean: np.ndarray, var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance [C] of a mixture of frames with means and variances [N, C]."""
-    centre = mean.mean(0)
-    return centre, var.mean(0) + np.square(mean - centre).mean(0)
-
-
-def source_scores(reference: Reference, frames: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Drift scores of windows of source frames, each against the source without its neighbours.
-
-    Args:
-        reference: Whose layout the statistics have.
-        frames: float32 [N, A], N at least 4, in the order they were recorded.
-        window: Frames in a window; fewer where the source has fewer.
-
-    Returns:
-        float64 [M], one score a window.
-    """
-    if len(frames) < 4:
-        raise InputError(f"{len(frames)} source frames are too few to know drift by; 4 at least")
-    mean, var = reference.split(frames)
-    mean, var = mean[:, reference.first], var[:, reference.first]
-    blocks = np.array_split(np.arange(len(frames)), min(_BLOCKS, len(frames) // 2))
-    scores = []
-    for block in blocks:
-        others = np.setdiff1d(np.arange(len(frames)), block)
-        home = pooled(mean[others], var[others])
-        width = min(window, len(block))
-        for start in range(len(block) - width + 1):
-            part = block[start : start + width]
-            scores.append(divergence(*pooled(mean[part], var[part]), *home).mean())
-    return np.array(scores)
-
-
-def source_threshold(
-    reference: Reference, window: int = WINDOW, false_alarm_rate: float = FALSE_ALARM_RATE
-) -> float:
-    """The score that a window of a source sequence passes with the stated probability.
-
-    Scores are positive and skewed, so their logarithms are taken for normal; its location and
-    spread are the median and 1.4826 times the median absolute deviation, so that a few frames of
-    another world within the source do not blind the judge.
-
-    Args:
-        reference: With `frames`.
-        window: Frames in a window.
-        false_alarm_rate: Share of source windows above the threshold, between 0 and 0.5.
-    """
-    if not 0 < false_alarm_rate < 0.5:
-        raise InputError(f"false_alarm_rate is {false_alarm_rate}, expected between 0 and 0.5")
-    if reference.frames is None:
-        raise InputError(
-            "the bundle has no statistics of source frames to calibrate drift by; export it "
-            "again, or give a threshold"
-        )
-    logs = np.log(np.maximum(source_scores(reference, reference.frames, window), 1e-6))
-    spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
-    return math.exp(np.median(logs) + NormalDist().inv_cdf(1 - false_alarm_rate) * spread)
-
-
 class DriftMonitor:
     """Follows the statistics of a stream of frames.
 
@@ -132,6 +72,7 @@ class DriftMonitor:
         if window < 1:
             raise InputError(f"window is {window} frames, expected at least 1")
         self.reference, self.window = reference, window
+        self.source = SourceModel(reference, window)
         self.threshold = source_threshold(reference, window) if threshold is None else threshold
         if not self.threshold > 0:
             raise InputError(f"threshold is {self.threshold}, expected above 0")
@@ -154,11 +95,12 @@ class DriftMonitor:
         if not np.isfinite(statistics).all():
             raise InputError("statistics are not finite; the frame is a fault, not a drift")
         self._frames.append(np.asarray(statistics, np.float32))
-        mean, var = pooled(*self.reference.split(np.stack(self._frames)))
+        means, variances = self.reference.split(np.stack(self._frames))
+        mean, var = pooled(means, variances)
         each = divergence(mean, var, self.reference.mean, self.reference.var)
         per_point = {name: float(each[part].mean()) for name, part in self.reference.slices.items()}
         first = self.reference.first
-        score = float(each[first].mean())
+        score = self.source.distance(self.source.features(means[:, first], variances[:, first]))
         event = self._judge(math.log(max(score, 1e-6) / self.threshold))
         return Drift(score, per_point, self._state, self._since, event, mean[first], var[first])
 

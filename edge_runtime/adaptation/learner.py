@@ -96,7 +96,7 @@ class Learner:
             store,
             memory,
             probe or self._own_probe,
-            self.monitor.threshold,
+            self.monitor,
             closed=mode == "on",
         )
         self._identity = self._given = self._course.adapter
@@ -185,7 +185,10 @@ class Learner:
         if self.mode == "on" or not self.adapted or fault is not None:
             if event := self._course.watch(result, fault):
                 return event
-        return None if drift is None else self._course.step(frame, result, drift)
+        event = None if drift is None else self._course.step(frame, result, drift)
+        if event == "home":
+            self.monitor.reset()  # its window still holds frames from elsewhere
+        return event
 
     def _offer(self, frames: FrameMemory, frame: Frame, result: Result) -> None:
         """Offer every few frames to the memory of frames; a full disk stops nothing."""

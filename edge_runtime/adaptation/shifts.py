@@ -146,8 +146,8 @@ def _dark(
 ) -> np.ndarray:
     """Less light, and a tone curve that swallows shadows, with the sensor's noise lifted."""
     values = np.arange(256) / 255
-    dim = _by_table(image, 255 * (1 - 0.7 * severity) * values ** (1 + 1.5 * severity))
-    return _bytes(dim + frame.normal(0, 4 * severity, image.shape))
+    dim = _by_table(image, 255 * (1 - severity) ** 1.8 * values ** (1 + severity))
+    return _bytes(dim + frame.standard_normal(image.shape, np.float32) * (3 * severity))
 
 
 @_kind("fog")
@@ -155,8 +155,8 @@ def _fog(
     image: np.ndarray, severity: float, _s: np.random.Generator, _f: np.random.Generator
 ) -> np.ndarray:
     """Koschmieder's law, with the distance growing towards the upper half of the image."""
-    rows = np.linspace(1.0, 0.55, image.shape[0], dtype=np.float32)[:, None, None]
-    veil = 0.92 * severity * rows
+    rows = np.linspace(1.0, 0.7, image.shape[0], dtype=np.float32)[:, None, None]
+    veil = 1 - (1 - severity) ** (2.3 * rows)
     return _bytes(image * (1 - veil) + 215 * veil)
 
 
@@ -164,8 +164,8 @@ def _fog(
 def _blur(
     image: np.ndarray, severity: float, _s: np.random.Generator, _f: np.random.Generator
 ) -> np.ndarray:
-    """Out of focus: a Gaussian of up to 1/80 of the image's width."""
-    return cv2.GaussianBlur(image, (0, 0), max(severity * image.shape[1] / 80, 1e-3))
+    """Out of focus: a Gaussian of up to 1/60 of the image's width."""
+    return cv2.GaussianBlur(image, (0, 0), max(severity * image.shape[1] / 60, 1e-3))
 
 
 @_kind("cast")
@@ -173,7 +173,7 @@ def _cast(
     image: np.ndarray, severity: float, stream: np.random.Generator, _f: np.random.Generator
 ) -> np.ndarray:
     """Coloured light: two channels dimmed by different amounts, which ones the seed says."""
-    gains = 1 - severity * stream.permutation([0.0, 0.4, 0.8])
+    gains = (1 - severity) ** stream.permutation([0.0, 1.25, 2.5])
     return _by_table(image, np.arange(256)[:, None] * gains)
 
 
@@ -181,8 +181,8 @@ def _cast(
 def _noise(
     image: np.ndarray, severity: float, _s: np.random.Generator, frame: np.random.Generator
 ) -> np.ndarray:
-    """Gaussian sensor noise of up to 80 grey levels."""
-    return _bytes(image + frame.standard_normal(image.shape, np.float32) * (80 * severity))
+    """Gaussian sensor noise of up to 60 grey levels."""
+    return _bytes(image + frame.standard_normal(image.shape, np.float32) * (60 * severity))
 
 
 @_kind("contrast")
@@ -190,7 +190,7 @@ def _contrast(
     image: np.ndarray, severity: float, _s: np.random.Generator, _f: np.random.Generator
 ) -> np.ndarray:
     """Values drawn together around middle grey."""
-    return _by_table(image, 128 + (np.arange(256) - 128) * (1 - 0.9 * severity))
+    return _by_table(image, 128 + (np.arange(256) - 128) * (1 - severity) ** 2)
 
 
 @_kind("occlusion")

@@ -11,8 +11,9 @@ from colours import World
 from safetensors.numpy import load_file, save
 
 from edge_runtime.adaptation.changes import Cusum
-from edge_runtime.adaptation.drift import DriftMonitor, pooled, source_scores, source_threshold
+from edge_runtime.adaptation.drift import DriftMonitor
 from edge_runtime.adaptation.reference import FRAMES_KEY, Reference
+from edge_runtime.adaptation.source import pooled, source_scores, source_threshold
 from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
 from edge_runtime.errors import BundleError, InputError
 
@@ -81,7 +82,7 @@ def test_the_threshold_is_passed_as_often_as_stated(world: World) -> None:
     """On windows drawn from the law the threshold assumes, with 1 in 50 allowed."""
     reference = Reference.of(world.bundle)
     assert reference.frames is not None
-    scores = source_scores(reference, reference.frames)
+    scores = source_scores(reference)
     loose, strict = (source_threshold(reference, false_alarm_rate=r) for r in (0.02, 1e-4))
     assert np.median(scores) < loose < strict
     logs = np.log(scores)
