@@ -99,7 +99,9 @@ class Disturbance:
         blur: Greatest standard deviation of a Gaussian blur, in pixels.
         noise: Greatest standard deviation of added noise, in grey levels.
         masked: Share of cells that are hidden, as in masked image consistency (Hoyer et al.,
-            CVPR 2023, section 3.1); half of all views are masked.
+            CVPR 2023, section 3.1).
+        often: Share of views that are blurred, and so noisy, and masked, each by itself: a student
+            that never saw a clean view would not do well on clean frames.
     """
 
     light: float = 0.15
@@ -107,6 +109,7 @@ class Disturbance:
     blur: float = 0.7
     noise: float = 4.0
     masked: float = 0.3
+    often: float = 0.3
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Disturb an image [H, W, 3] with values 0 to 255; returns float32 of the same size."""
@@ -116,10 +119,11 @@ class Disturbance:
         mean = x.mean()
         x = (x - mean) * contrast + mean
         x = x * np.exp(rng.normal(0, self.colour, 3)).astype(np.float32) * 255
-        if (sigma := rng.uniform(0, self.blur)) > 0.1:
+        if rng.random() < self.often and (sigma := rng.uniform(0, self.blur)) > 0.1:
             x = cv2.GaussianBlur(x, (0, 0), sigma)
-        x += rng.normal(0, rng.uniform(0, self.noise), x.shape)
-        if rng.random() < 0.5:
+        if rng.random() < self.often:
+            x += rng.normal(0, rng.uniform(0, self.noise), x.shape)
+        if rng.random() < self.often:
             rows, columns = x.shape[0] // CELL, x.shape[1] // CELL
             hidden = rng.random((rows, columns)) < self.masked
             full = hidden.repeat(CELL, 0).repeat(CELL, 1)
