@@ -169,8 +169,8 @@ class Course:
                 self.guard.promoted(place.adapter)
                 self._settle(place.adapter, mean, var)
                 return "recalled"
-        if drift.state != "shifted" or self._wait:
-            return None
+        if drift.state != "shifted" or self._wait or self.guard.frozen is not None:
+            return None  # after a fault the guard would refuse, and that would cost patience
         return self._attempt(drift, mean, var)
 
     def _attempt(self, drift: Drift, mean: np.ndarray, var: np.ndarray) -> str:

@@ -94,3 +94,11 @@ def test_an_adapter_without_its_place_is_not_resumed(
     assert Life(world, tmp_path, mode="off").decision.event is None
     life.store.save(adapter * 9, {"place": [0.4, 0.4, 0.4, 0.1, 0.1, 0.1]})
     assert Life(world, tmp_path).decision.event is None, "outside of what the guard allows"
+
+
+def test_a_fault_puts_an_attempt_off_and_not_its_chance(world: World, tmp_path: Path) -> None:
+    life = Life(world, tmp_path)
+    black = Frame(np.zeros((48, 64, 3), np.uint8), 0, "")
+    life.stream(black)
+    events = life.drive(30, shifted=True)
+    assert "promoted" in events and "refused" not in events
