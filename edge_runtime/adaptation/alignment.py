@@ -32,16 +32,29 @@ class Strength:
             darkness took comes back amplified, and so does noise; what blur took does not.
         attenuate: The same where the target's is larger, as in noise: there the best linear
             estimate attenuates (Wiener), and nothing is lost by it.
+        first: Factor of `mean` and `amplify` at the first point.
+        last: The same at the last point; in between it grows evenly. Late points see what the
+            early ones have left, and can be taken at their word.
     """
 
-    mean: float = 0.3
-    amplify: float = 0.3
-    attenuate: float = 1.0
+    mean: float = 0.4
+    amplify: float = 0.4
+    attenuate: float = 0.8
+    first: float = 0.7
+    last: float = 1.8
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise InputError(f"strength '{name}' is {value}, expected 0 to 1")
+        for name in ("mean", "amplify", "attenuate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"strength '{name}' is {getattr(self, name)}, expected 0 to 1")
+        if not (self.first >= 0 and self.last >= 0):
+            raise InputError(f"factors {self.first} and {self.last} must be at least 0")
+
+    def over(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
+        """`mean` and `amplify` of every channel, float [C] each."""
+        factors = np.linspace(self.first, self.last, len(reference.points))
+        each = np.repeat(factors, [point.channels for point in reference.points])
+        return np.minimum(self.mean * each, 1), np.minimum(self.amplify * each, 1)
 
 
 def aligning(
@@ -68,8 +81,9 @@ def aligning(
         source, target = (np.maximum(v[part], floor) for v in (reference.var, var))
         ratio[part] = np.sqrt(source / target)
     ratio = np.clip(ratio, 1 / most_scale, most_scale)
-    scale = ratio ** (trust * np.where(ratio > 1, strength.amplify, strength.attenuate))
-    aim = mean + trust * strength.mean * (reference.mean - mean)
+    moved, amplified = strength.over(reference)
+    scale = ratio ** (trust * np.where(ratio > 1, amplified, strength.attenuate))
+    aim = mean + trust * moved * (reference.mean - mean)
     return scale, aim - scale * mean
 
 

@@ -178,6 +178,8 @@ class Course:
         frames = [frame for frame, _ in self._held]
         self.strategy.reset()
         candidate = rehearse(self.strategy, self.probe, frames, drift, self.identity, _REHEARSAL)
+        if candidate is self.identity:
+            return self.give_up("nothing proposed")
         now = [result for _, result in self._held]
         args = self.probe, frames, _MIRRORED
         current = outcome_of(self.guard, self.identity, *args, results=now)

@@ -54,12 +54,14 @@ def rehearse(
         passes: How many steps.
 
     Returns:
-        float32 [A], the last adapter proposed; `adapter` if none was.
+        float32 [A], the last adapter proposed; `adapter` itself if none was.
     """
     for step in range(passes):
         frame = frames[step % len(frames)]
         proposed = strategy.observe(frame, probe(frame, adapter), drift)
-        adapter = adapter if proposed is None else proposed
+        if proposed is None:
+            break
+        adapter = proposed
     return adapter
 
 

@@ -28,14 +28,16 @@ def test_the_map_takes_mean_and_deviation_as_far_as_asked(world: World) -> None:
     rng = np.random.default_rng(0)
     mean = reference.mean + rng.normal(0, 0.1, 6)
     var = reference.var * rng.uniform(0.3, 3, 6)
-    for strength in (Strength(1, 1, 1), Strength(0.3, 0.5, 1)):
+    for strength in (Strength(1, 1, 1), Strength(0.3, 0.5, 1, first=1, last=2)):
+        moved, amplified = strength.over(reference)
         scale, shift = aligning(reference, mean, var, strength, 10.0)
-        aimed = mean + strength.mean * (reference.mean - mean)
+        aimed = mean + moved * (reference.mean - mean)
         assert scale * mean + shift == pytest.approx(aimed, abs=1e-6)
         ratio = np.sqrt(reference.var / var)
-        exponent = np.where(ratio > 1, strength.amplify, strength.attenuate)
+        exponent = np.where(ratio > 1, amplified, strength.attenuate)
         assert scale == pytest.approx(ratio**exponent, abs=1e-6)
     scale, shift = aligning(reference, mean, var, strength, 10.0, trust=0)
+    assert moved[0] == 0.3 and moved[-1] == 0.6 and amplified[-1] == 1
     assert (scale == 1).all() and shift == pytest.approx(0)
 
 
@@ -60,7 +62,9 @@ def run(world: World, strategy: Alignment, gains: tuple[float, float, float]) ->
 def test_in_closed_loop_two_points_at_half_strength_undo_three_quarters(world: World) -> None:
     """The second point sees what the first has left, and takes half of that."""
     gains = (1.0, 0.6, 0.3)
-    strategy = Alignment(world.bundle, mean=0.5, amplify=0.5, momentum=0.2, prior=0)
+    strategy = Alignment(
+        world.bundle, mean=0.5, amplify=0.5, first=1, last=1, momentum=0.2, prior=0
+    )
     adapter = run(world, strategy, gains)
     one, two = (adapter[:3], adapter[3:6]), (adapter[6:9], adapter[9:12])
     home = np.mean([f.image.mean((0, 1)) for f in world.frames], axis=0) / 255
@@ -111,7 +115,7 @@ def test_strategies_are_found_by_name_and_refuse_unknown_options(world: World) -
         create_strategy("algin", world.bundle)
     with pytest.raises(InputError, match="'align'.*strenght"):
         create_strategy("align", world.bundle, strenght=1)
-    for wrong in ({"mean": -1}, {"momentum": 2}, {"most_scale": 0.5}, {"amplify": np.nan}):
+    for wrong in ({"mean": -1}, {"momentum": 2}, {"most_scale": 0.5}, {"last": -1}):
         with pytest.raises(InputError, match="must|expected 0 to 1"):
             create_strategy("align", world.bundle, **wrong)
 
