@@ -27,8 +27,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Place", "PlaceMemory", "StoreError"]
 _MOST = 16
 _VERSIONS = 3
-_NEAR = 0.1  # mean divergence per channel; see docs/adaptation.md
-_SAME = 0.05
+_NEAR, _SHARE = 0.1, 0.2  # see docs/adaptation.md
 _LEAST_WEIGHT = 0.125  # of a visit in the signature, so that a place may change slowly
 
 
@@ -84,8 +83,9 @@ class PlaceMemory:
         reference: Of the bundle whose adapters are remembered.
         folder: Where the memory is kept, as one file a version; None keeps it in memory alone.
         most: Places at most.
-        near: Greatest distance at which a place is recognised.
-        same: Distance within which `remember` takes a place for one already known.
+        near: Divergence within which a place is recognised in any case.
+        share: Share of the divergence from the training domain within which it is, too: what is
+            far from home varies more. Within half of either, `remember` renews a place.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class PlaceMemory:
         folder: Path | str | None = None,
         most: int = _MOST,
         near: float = _NEAR,
-        same: float = _SAME,
+        share: float = _SHARE,
     ) -> None:
-        if most < 1 or not 0 < same <= near:
+        if most < 1 or not near > 0 or not 0 <= share < 1:
             raise InputError(
-                f"most is {most}, expected at least 1; same {same} and near {near}, expected "
-                "0 < same <= near"
+                f"most is {most}, expected at least 1; near {near}, expected above 0; share "
+                f"{share}, expected 0 up to 1"
             )
-        self.reference, self.most, self.near, self.same = reference, most, near, same
+        self.reference, self.most, self.near, self.share = reference, most, near, share
         self._half = reference.points[0].channels
         self._size = 2 * len(reference.mean)
         self._digest = _digest(reference)
@@ -136,11 +136,12 @@ class PlaceMemory:
 
         Returns:
             The place with its `distance`, which counts as useful now; None for an unknown place,
-            and at home, where no adapter is needed.
+            and at home, where no adapter is needed. (Home is told less surely than by drift, for a
+            scene resembles itself more than home's mean: ask only where drift says it is not home.)
         """
         distances = self.distances(signature)
         nearest = min(distances, key=lambda id_: distances[id_])
-        if nearest == 0 or distances[nearest] > self.near:
+        if nearest == 0 or distances[nearest] > max(self.near, self.share * distances[0]):
             return None
         place = replace(self._places[nearest], used=self._tick())
         self._places[nearest] = place
@@ -201,9 +202,9 @@ class PlaceMemory:
 
     def _same_place(self, signature: np.ndarray) -> Place | None:
         distances = self.distances(signature)
-        del distances[0]
+        most = max(self.near, self.share * distances.pop(0)) / 2
         nearest = min(distances, key=lambda id_: distances[id_], default=0)
-        return self._places[nearest] if nearest and distances[nearest] <= self.same else None
+        return self._places[nearest] if nearest and distances[nearest] <= most else None
 
     def _checked(self, signature: np.ndarray) -> np.ndarray:
         values = np.array(signature, np.float32)

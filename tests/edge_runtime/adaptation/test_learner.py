@@ -56,7 +56,7 @@ class Robot:
 
 @pytest.fixture
 def memory(world: World) -> PlaceMemory:
-    return PlaceMemory(Reference.of(world.bundle), near=1.0, same=0.3)
+    return PlaceMemory(Reference.of(world.bundle), near=1.0)
 
 
 def test_at_home_nothing_happens(world: World) -> None:

@@ -56,6 +56,16 @@ def test_at_home_nothing_is_recalled_however_near_a_place_is() -> None:
     assert memory.recall(signature(0.21)) is not None
 
 
+def test_far_from_home_a_place_is_known_from_farther() -> None:
+    memory = PlaceMemory(REFERENCE, share=0.2)
+    memory.remember(signature(1.8), adapter(1))
+    assert memory.recall(signature(2.4)) is not None  # 0.18 from the place, 2 from home
+    assert PlaceMemory(REFERENCE, share=0.2).recall(signature(2.4)) is None
+    close = PlaceMemory(REFERENCE, share=0.2)
+    close.remember(signature(0.6), adapter(1))
+    assert close.recall(signature(1.2)) is None  # 0.18 from the place, 0.72 from home
+
+
 def test_a_second_visit_renews_the_place() -> None:
     memory = PlaceMemory(REFERENCE)
     first = memory.remember(signature(2.0), adapter(1), {"gain": np.float32(0.5)})
@@ -100,8 +110,8 @@ def test_what_is_of_another_network_is_refused(tmp_path: Path) -> None:
         memory.remember(signature(1), np.zeros(9))
     with pytest.raises(InputError, match="plain values"):
         memory.remember(signature(1), adapter(1), {"x": object()})
-    with pytest.raises(InputError, match="same"):
-        PlaceMemory(REFERENCE, near=0.1, same=0.2)
+    with pytest.raises(InputError, match="near 0, expected above 0"):
+        PlaceMemory(REFERENCE, near=0)
     assert memory.places == []
     memory.remember(signature(1), adapter(1))
     other = Reference(POINTS, np.full(5, 0.5, np.float32), np.ones(5, np.float32))
@@ -214,10 +224,11 @@ def test_the_memory_is_bounded_and_recalls_what_is_nearest(steps: list) -> None:
         assert used == sorted(set(used), reverse=True)
         distances = memory.distances(signature(mean, var))
         found = memory.recall(signature(mean, var))
+        nearest, limit = min(distances.values()), max(memory.near, memory.share * distances[0])
         if found is not None:
-            assert found.id != 0 and found.distance == min(distances.values()) <= memory.near
+            assert found.id != 0 and found.distance == nearest <= limit
         else:
-            assert min(distances.values()) > memory.near or distances[0] <= min(distances.values())
+            assert nearest > limit or distances[0] <= nearest
 
 
 def colours(image: np.ndarray) -> np.ndarray:
