@@ -18,6 +18,7 @@ from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
 
 _STRIDE = 4  # of the pixels that are counted: shares need no more
+_BLACK = 4  # grey level up to which a pixel shows nothing
 _UNSEEN = 255  # mask value where the network's undistorted view does not reach
 
 
@@ -42,13 +43,20 @@ class Evidence:
     finite: bool
 
     @classmethod
-    def of(cls, result: Result, classes: int, mirrored: Result | None = None) -> Evidence:
+    def of(
+        cls,
+        result: Result,
+        classes: int,
+        mirrored: Result | None = None,
+        frame: Frame | None = None,
+    ) -> Evidence:
         """Read the evidence off a result.
 
         Args:
             result: Of perception, on one frame.
             classes: Number of segmentation classes.
             mirrored: What the same adapter gave for the frame's mirror image, if that was run.
+            frame: The frame itself, where it is known; see `mirror_agreement`.
         """
         mask = None if result.segmentation is None else result.segmentation.mask
         map_ = None if result.segmentation is None else result.segmentation.confidence
@@ -64,7 +72,7 @@ class Evidence:
             histogram=None if mask is None else class_shares(mask, classes),
             confidence=confidence,
             detections=None if found is None else len(found),
-            agreement=None if mirrored is None else mirror_agreement(result, mirrored),
+            agreement=None if mirrored is None else mirror_agreement(result, mirrored, frame),
             finite=all(value is None or bool(np.isfinite(value)) for value in values),
         )
 
@@ -165,8 +173,11 @@ def histogram_distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(np.clip(sum(parts) / 2, 0, 1)))
 
 
-def mirror_agreement(result: Result, mirrored: Result) -> float | None:
+def mirror_agreement(result: Result, mirrored: Result, frame: Frame | None = None) -> float | None:
     """Share of pixels with the same class in a frame and in its mirror image; None without masks.
+
+    Pixels that are black in the frame, as behind something before the lens, are left out: what is
+    guessed there agrees with itself or not, and neither says anything.
 
     A network that knows what it sees says the same of both: invariance foretells accuracy without
     labels (Deng et al., "On the strong correlation between model invariance and generalization",
@@ -178,6 +189,8 @@ def mirror_agreement(result: Result, mirrored: Result) -> float | None:
     one = result.segmentation.mask[::_STRIDE, ::_STRIDE]
     other = mirrored.segmentation.mask[:, ::-1][::_STRIDE, ::_STRIDE]
     seen = (one != _UNSEEN) & (other != _UNSEEN)
+    if frame is not None and frame.image.shape[:2] == result.segmentation.mask.shape:
+        seen &= frame.image[::_STRIDE, ::_STRIDE].max(axis=2) > _BLACK
     return float((one == other)[seen].mean()) if seen.any() else None
 
 

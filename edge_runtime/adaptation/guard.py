@@ -30,7 +30,7 @@ from edge_runtime.adaptation.limits import (
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.errors import BundleError
-from edge_runtime.frames import Result
+from edge_runtime.frames import Frame, Result
 from edge_runtime.manifest import Spec
 
 
@@ -122,9 +122,11 @@ class Guard:
         """Sum up what was seen under one adapter; see `Outcome.over`."""
         return Outcome.over(adapter, evidence, self.reference, self.home)
 
-    def evidence(self, result: Result, mirrored: Result | None = None) -> Evidence:
+    def evidence(
+        self, result: Result, mirrored: Result | None = None, frame: Frame | None = None
+    ) -> Evidence:
         """Read the evidence off one result; see `Evidence.of`."""
-        return Evidence.of(result, self.classes, mirrored)
+        return Evidence.of(result, self.classes, mirrored, frame)
 
     def judge(
         self, current: Outcome, candidate: Outcome, canary: CanaryReport | None = None

@@ -89,5 +89,5 @@ def outcome_of(
         mirror = None
         if index < mirrored:
             mirror = mirror_pass(lambda turned: probe(turned, adapter), frame)
-        evidence.append(guard.evidence(result, mirror))
+        evidence.append(guard.evidence(result, mirror, frame))
     return guard.outcome(adapter, evidence)

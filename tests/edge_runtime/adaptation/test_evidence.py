@@ -18,7 +18,7 @@ from edge_runtime.adaptation.evidence import (
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.frames import Frame, Result
+from edge_runtime.frames import Frame, Result, Segmentation
 from edge_runtime.perception import Perception
 
 IDENTITY = np.array([1, 1, 1, 0, 0, 0], np.float32)
@@ -42,6 +42,20 @@ def test_evidence_is_read_off_real_results(adaptive_bundle: Bundle) -> None:
     assert summed.class_distance is not None and 0 < summed.class_distance < 1
     broken = dataclasses.replace(straight, statistics=np.full(6, np.inf, np.float32))
     assert not Evidence.of(broken, 3).finite
+
+
+def test_what_lies_behind_something_black_agrees_with_nothing() -> None:
+    """The left half is covered; classes agree there by guessing, and elsewhere on one half."""
+    image = np.full((40, 80, 3), 90, np.uint8)
+    image[:, :40] = 0
+    mask = np.zeros((40, 80), np.uint8)
+    turned = mask.copy()
+    turned[:, :20] = 1  # the right quarter of the frame, seen in the mirror
+    one, other = (Result(0, "c", None, Segmentation(m), None) for m in (mask, turned))
+    assert mirror_agreement(one, other) == 0.75
+    assert mirror_agreement(one, other, Frame(image, 0, "c")) == 0.5
+    assert mirror_agreement(one, other, Frame(image * 0, 0, "c")) is None
+    assert Evidence.of(one, 3, other, Frame(image, 0, "c")).agreement == 0.5
 
 
 def test_pixels_beyond_the_view_are_no_class() -> None:
