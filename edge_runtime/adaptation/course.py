@@ -30,6 +30,7 @@ _REHEARSAL = 6  # forward passes of a rehearsal
 _MIRRORED = 2  # held frames whose mirror image is perceived
 _MOMENTUM = 0.05  # of a place's running statistics
 _SURE = 2  # frames in a row that must look like home
+_CLEAR = 4.0  # times nearer to home than to the place: one frame is enough
 _ELSEWHERE = 5  # frames in a row that must look like neither
 _PATIENCE = 100  # frames before another attempt after a refusal; doubled by each, up to
 _MOST_PATIENCE = 1600
@@ -205,7 +206,7 @@ class Course:
         mean, var = self._recent()
         home, here = self._distance(mean, var, None), self._distance(mean, var, place)
         self._homely = self._homely + 1 if home < here else 0
-        if self._homely >= _SURE or drift.event == "return":
+        if self._homely >= _SURE or drift.event == "return" or self._clearly_home(place):
             return self._left("home")
         self._strange = self._strange + 1 if here > max(2 * self.threshold, home / 2) else 0
         if self._strange >= _ELSEWHERE:
@@ -231,9 +232,15 @@ class Course:
         self.guard.reset()
         return self.go_home(event)
 
-    def _recent(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first point's mean and variance over the held frames."""
-        held = [result.statistics for _, result in self._held if result.statistics is not None]
+    def _clearly_home(self, place: _Place) -> bool:
+        """Whether the newest frame alone leaves no doubt."""
+        mean, var = self._recent(1)
+        return _CLEAR * self._distance(mean, var, None) < self._distance(mean, var, place)
+
+    def _recent(self, count: int = HELD) -> tuple[np.ndarray, np.ndarray]:
+        """The first point's mean and variance over the newest of the held frames."""
+        newest = list(self._held)[-count:]
+        held = [result.statistics for _, result in newest if result.statistics is not None]
         mean, var = self.reference.split(np.stack(held))
         first = self.reference.first
         return pooled(mean[:, first], var[:, first])

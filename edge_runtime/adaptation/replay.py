@@ -18,6 +18,8 @@ from edge_runtime.frames import Detections, Frame, Result
 from edge_runtime.manifest import ClassSpec
 from edge_runtime.perception import Perception
 
+AGAIN = ("home", "promoted", "recalled")  # another adapter fits the frame: perceive it again
+
 
 @dataclass
 class Trace:
@@ -105,6 +107,8 @@ class Adapting:
             decision = self.learner.observe(frame, _confident(result, self._score))
             if decision.changed:
                 self.perception.adapter = decision.adapter
+                if decision.event in AGAIN:
+                    result = self.perception(frame)
             self.trace.add(decision, self.learner.adapted)
         learned = perf_counter() - perceived + prepared - start
         self.trace.perceived_ms.append(1e3 * (perceived - prepared))

@@ -80,7 +80,7 @@ def test_a_shift_is_mended_and_home_is_as_before(world: World, memory: PlaceMemo
     assert back[HOME_FRAMES:] == home[HOME_FRAMES:]
 
 
-HOME_FRAMES = 5  # until a return is noticed
+HOME_FRAMES = 3  # until a return is noticed
 
 
 def test_a_known_place_is_recognised_within_a_few_frames(world: World, memory: PlaceMemory) -> None:
