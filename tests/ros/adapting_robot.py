@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from ros_client import Client
+from ros_client import Client, Key
 from std_msgs.msg import Float32MultiArray
 from std_srvs.srv import SetBool, Trigger
 
-from fieldsight.conversions import stamp_to_ns
+from fieldsight.conversions import mask_from_message, stamp_to_ns
 from fieldsight.outputs import LATCHED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "edge_runtime" / "adaptation"))
@@ -106,18 +106,25 @@ class AdaptingRobot(Client):
         due = time.monotonic()
         for _ in range(frames):
             image, mask = self.image()
-            key = self.send(image)
+            key = self.send(image) if not wait else self.answer(image)
             sent.append((key, mask))
-            if wait:
-                self.until(lambda key=key: key in self.segmentation, "answer")
             due = max(due + 1 / hz, time.monotonic())
             self.spin_for(due - time.monotonic())
         right = []
         for key, mask in sent:
             if key in self.segmentation:
-                found = np.frombuffer(self.segmentation[key].data, np.uint8).reshape(mask.shape)
-                right.append(float((found == mask).mean()))
+                right.append(float((self.mask(key) == mask).mean()))
         return right
+
+    def answer(self, image: np.ndarray) -> Key:
+        """Send a frame and wait for its mask."""
+        key = self.send(image)
+        self.until(lambda: key in self.segmentation, "answer")
+        return key
+
+    def mask(self, key: Key) -> np.ndarray:
+        """The mask of an answered frame, uint8 [H, W]."""
+        return mask_from_message(self.segmentation[key])
 
     def drive_until(self, condition: Any, what: str) -> list[float]:
         """Drive on until something holds."""
@@ -161,6 +168,11 @@ class AdaptingRobot(Client):
     def used(self) -> str:
         """Name of the adapter that perception says it uses."""
         return self.next_report()["adapter"]
+
+    def agreed(self) -> str:
+        """Name of the adapter that both nodes tell, once they tell the same."""
+        self.until(lambda: self.used() == self.next_learning()["adapter"], "agreement")
+        return self.learning["adapter"]
 
     def told(self, name: str) -> int:
         """A count of the adapter's newest diagnostics; 0 before the first."""

@@ -59,7 +59,7 @@ def test_killed_and_restarted_it_comes_back_with_its_last_adapter(
     assert np.array(one.given[given].data, np.float32).tolist() == stored.adapter.tolist()
     assert one.next_learning()["resumed"] == "1"
     one.drive_until(lambda: one.learning["state"] == "adapted", "adapted again")
-    assert one.told("promotions") == 0 and one.used() == one.learning["adapter"]
+    assert one.agreed() and one.told("promotions") == 0
     assert one.freeze(True).success
     kill(one)
     restart(one)
@@ -84,7 +84,7 @@ def test_killed_at_any_moment_it_comes_back(robot: Robots) -> None:
         assert one.used() == held
         restart(one)
     one.mend()
-    assert one.used() == one.next_learning()["adapter"] and one.learning["errors"] == "0"
+    assert one.agreed() and one.learning["errors"] == "0"
 
 
 def test_stalled_it_does_not_hold_perception_up(robot: Robots) -> None:
@@ -135,6 +135,7 @@ def test_hostile_adapters_are_refused_counted_and_change_nothing(
     assert one.count("adapter_rejected") == 1
 
 
+@pytest.mark.slow
 def test_hostile_statistics_are_refused_and_counted(robot: Robots, colours_bundle: Path) -> None:
     one = robot()
     bundle = open_bundle(colours_bundle)
@@ -191,5 +192,5 @@ def test_an_adapter_from_elsewhere_is_noticed_and_replaced(
     one.until(lambda: one.diagnostics.get("adapter") == digest_of(BETTER), "the other adapter")
     updates = one.count("adapter_updates")
     one.drive_until(lambda: one.count("adapter_updates") > updates, "the right adapter")
-    assert one.used() == one.next_learning()["adapter"]
+    assert one.agreed()
     assert one.told("other_adapter") > 0
