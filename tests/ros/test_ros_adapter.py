@@ -18,6 +18,7 @@ from adapting_robot import AWAY, HOME, AdaptingRobot  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 
 from edge_runtime import Frame, Perception  # noqa: E402
+from edge_runtime.adaptation.frame_memory import FrameMemory  # noqa: E402
 from edge_runtime.adaptation.store import AdapterStore  # noqa: E402
 from edge_runtime.bundle import identity_adapter, open_bundle  # noqa: E402
 from fieldsight.tags import digest_of, model_of  # noqa: E402
@@ -78,8 +79,10 @@ def test_only_frames_perceived_under_the_last_adapter_are_learnt_from(robot: Rob
     one.agreed()
 
 
-def test_the_shadow_changes_nothing(robot: Robots, colours_bundle: Path, as_trained: str) -> None:
-    one = robot("shadow")
+def test_the_shadow_changes_nothing_and_may_keep_frames(
+    robot: Robots, colours_bundle: Path, as_trained: str, tmp_path: Path
+) -> None:
+    one = robot("shadow", keep_frames=4)
     plain = Perception(colours_bundle, threads=1)
     one.light = AWAY
     sent: list[np.ndarray] = []
@@ -92,10 +95,15 @@ def test_the_shadow_changes_nothing(robot: Robots, colours_bundle: Path, as_trai
 
     one.send = keep  # type: ignore[method-assign]
     one.drive_until(lambda: one.learning.get("state") == "adapted", "shadow's adapter")
-    one.drive(20)
+    one.drive(40)
+    one.next_learning()
     assert one.told("promotions") and one.learning["as_trained"] == "True"
     assert one.count_publishers(f"{one.target}/adapter") == 0
     assert one.used() == as_trained and not one.given
+    memory = FrameMemory(tmp_path / "state" / "frames", open_bundle(colours_bundle))
+    assert 1 <= len(memory) <= 4 and one.told("frames_kept") >= 1
+    kept = {(frame.stamp_ns, frame.frame_id) for frame in memory.frames}
+    assert kept <= set(one.segmentation)
     for image, key in zip(sent, one.sent, strict=True):
         segmentation = plain(Frame(image, 0, "")).segmentation
         assert segmentation is not None

@@ -54,6 +54,7 @@ def diagnostic_status(
         key: sum(happened.get(event, 0) for event in events) for key, events in _EVENTS.items()
     }
     values["resumed"] = happened.get("resumed", 0)
+    values["frames_kept"] = happened.get("kept frames", 0)
     values |= {key: counters[key] for key in _COUNTS}
     values["store_problems"] = problems.count + learning.guard.log.lost
     values["store_problem"] = problems.last

@@ -72,6 +72,7 @@ class AdapterNode(Node):
             self.value("strategy"),
             self.value("mode"),
             self.value("drift_threshold") or None,
+            self.value("keep_frames"),
         )
         self._listen()
         self._serve()

@@ -54,6 +54,10 @@ def declare(node: Node) -> None:
             "",
             described("keeps adapters and places; empty: under ~/.local/state/fieldsight"),
         ),
+        "keep_frames": (
+            0,
+            described("images to keep there for fieldsight-run consolidate; 0 for none", 0, 100000),
+        ),
         "rate": (5.0, described("frames to learn from, per second", 0.1, 100.0)),
         "drift_threshold": (
             0.0,

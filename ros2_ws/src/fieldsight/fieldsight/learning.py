@@ -36,6 +36,7 @@ class Learning:
         strategy: Name of the strategy.
         mode: See `Learner`.
         threshold: See `Learner`.
+        keep_frames: Most frames to keep for later; 0 keeps none.
 
     Attributes:
         learner: The learner.
@@ -54,14 +55,16 @@ class Learning:
         strategy: str,
         mode: str,
         threshold: float | None,
+        keep_frames: int = 0,
     ) -> None:
         bundle = perception.bundle
         self._perception, self._folder = perception, folder
         self._give, self._counters = give, counters
         self.guard = Guard(bundle, options, folder.path / "decisions.jsonl")
         store, memory = folder.store(bundle), folder.memory(bundle)
+        frames = folder.frames(bundle, keep_frames)
         self.learner = Learner(
-            bundle, strategy, mode, store, memory, self.guard, self._probe, threshold
+            bundle, strategy, mode, store, memory, self.guard, self._probe, threshold, frames
         )
         if hasattr(self.learner.strategy, "prepare"):
             raise InputError(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from edge_runtime import InputError
+from edge_runtime.adaptation.frame_memory import FrameMemory
 from edge_runtime.adaptation.memory import Place, PlaceMemory
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.adaptation.store import AdapterStore, StoreError
@@ -95,6 +96,10 @@ class StateFolder:
     def memory(self, bundle: Bundle) -> PlaceMemory:
         """The places in this folder."""
         return _Memory(self, bundle)
+
+    def frames(self, bundle: Bundle, most: int) -> FrameMemory | None:
+        """The frames in this folder, at most so many; None if none are to be kept."""
+        return FrameMemory(self.path / "frames", bundle, most) if most else None
 
     def close(self) -> None:
         """Let others use the folder."""
