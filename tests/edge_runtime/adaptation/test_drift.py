@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save
 from edge_runtime.adaptation.changes import Cusum
 from edge_runtime.adaptation.drift import DriftMonitor
 from edge_runtime.adaptation.reference import FRAMES_KEY, Reference
-from edge_runtime.adaptation.source import pooled, source_scores, source_threshold
+from edge_runtime.adaptation.source import SourceModel, pooled, source_scores, source_threshold
 from edge_runtime.bundle import Bundle, identity_adapter, update_bundle
 from edge_runtime.errors import BundleError, InputError
 
@@ -154,3 +154,27 @@ def test_an_adapter_does_not_change_the_score(world: World) -> None:
 def test_statistics_that_are_not_finite_are_refused(world: World) -> None:
     with pytest.raises(InputError, match="not finite"):
         DriftMonitor(Reference.of(world.bundle)).update(np.full(12, np.nan, np.float32))
+
+
+def test_what_scenes_do_together_is_near_and_what_none_does_is_far(world: World) -> None:
+    """Two windows equally far channel by channel; only one of them is moved as scenes are."""
+    source = SourceModel(Reference.of(world.bundle))
+    reference = Reference.of(world.bundle)
+    assert reference.frames is not None
+    mean, var = reference.split(reference.frames)
+    found = np.stack(
+        [source.features(mean[i : i + 10, :3], var[i : i + 10, :3]) for i in range(54)]
+    )
+    values, vectors = np.linalg.eigh(np.cov(found.T))
+    common, rare = (source.centre + 0.05 * vectors[:, i] for i in (-1, 0))
+    assert values[-1] > 4 * values[0]
+    assert source.distance(rare) > 2 * source.distance(common)
+    assert source.distance(source.centre) == 0
+    assert source.distance(common, other=common) == 0
+
+
+def test_too_few_frames_of_the_source_are_refused(world: World, tmp_path: Path) -> None:
+    few = np.ones((3, 12), np.float32)
+    reference = Reference.of(changed(world, tmp_path, **{FRAMES_KEY.replace(".", "__"): few}))
+    with pytest.raises(InputError, match="too few statistics"):
+        DriftMonitor(reference)

@@ -101,11 +101,13 @@ def test_the_shadow_changes_nothing_and_decides_the_same(world: World) -> None:
     assert (robot.learner.adapter == IDENTITY).all() and not plain.events.count("promoted")
 
 
-def test_a_strict_guard_refuses_and_is_not_asked_again_at_once(world: World) -> None:
+def test_a_strict_guard_refuses_and_is_asked_again_ever_less_often(world: World) -> None:
     never = GuardOptions(limits=Limits(confidence_gain=1, agreement_gain=1, class_gain=1))
     robot = Robot(world, guard=Guard(world.bundle, never))
     robot.drive(90, CAST)
-    assert robot.events.count("refused") == 1 and "promoted" not in robot.events
+    assert robot.events.count("refused") == 2 and "promoted" not in robot.events
+    attempts = [index for index, what in robot.stream.trace.events if what == "refused"]
+    assert attempts[1] - attempts[0] >= 30
     assert (robot.perception.adapter == IDENTITY).all()
 
 
