@@ -58,7 +58,7 @@ class Limits(Spec):
     detections_slack: float = Field(default=5.0, ge=0)
     scale_ratio: float = Field(default=4.0, ge=1)
     radius: float = Field(default=2.0, gt=0)
-    canary_kept: float = Field(default=0.3, ge=0, le=1)
+    canary_kept: float = Field(default=0.25, ge=0, le=1)
 
     def loosened(self, factor: float) -> Limits:
         """The same with every loss allowed `factor` times: for windows of different frames."""
