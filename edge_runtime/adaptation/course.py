@@ -32,8 +32,8 @@ _MOMENTUM = 0.05  # of a place's running statistics
 _SURE = 2  # frames in a row that must look like home
 _CLEAR = 4.0  # times nearer to home than to the place: one frame is enough
 _ELSEWHERE = 5  # frames in a row that must look like neither
-_PATIENCE = 30  # frames before another attempt after a refusal; doubled by each, up to
-_MOST_PATIENCE = 1600
+_PATIENCE = 30  # frames before another attempt after a refusal; longer after each, up to
+_LONGER, _MOST_PATIENCE = 4, 1920
 _SHADOW = 5  # in the shadow, every so many frames are perceived under the adapter
 _SAVE = 200  # frames between two savings of an adapter that is being followed
 PLACE = "place"  # in the note of a stored adapter: the signature of where it was in use
@@ -119,7 +119,7 @@ class Course:
 
     def give_up(self, event: str) -> str:
         """Go home because of what the adapter did, not because the world did; wait, then seek."""
-        self._wait, self._patience = self._patience, min(2 * self._patience, _MOST_PATIENCE)
+        self._wait, self._patience = self._patience, min(_LONGER * self._patience, _MOST_PATIENCE)
         return self.go_home(event)
 
     def watch(self, result: Result, fault: str | None = None) -> str | None:
