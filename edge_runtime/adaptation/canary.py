@@ -15,11 +15,13 @@ import numpy as np
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.evaluation import confusion, miou
+from edge_runtime.perception import Perception
 from edge_runtime.selftest import boxes_found, load_canary
 
 _IOU, _SCORE = 0.5, 1.0  # a box is found again by overlap and class alone
 
 Run = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+SelfTest = Callable[[np.ndarray], "CanaryReport"]  # of an adapter [A]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +128,29 @@ class Canary:
             return self._content["expected_mask"][index]
         size = (shape[1], shape[0])
         return cv2.resize(masks[index], size, interpolation=cv2.INTER_NEAREST)
+
+
+def canary_of(perception: Perception, frames: int = 4) -> SelfTest | None:
+    """A self-test that borrows a perception's engine between two of its frames.
+
+    Args:
+        perception: Of the bundle whose adapters are tested.
+        frames: Forward passes a test.
+
+    Returns:
+        None if the bundle has no canary.
+    """
+    if not perception.bundle.has("canary.npz"):
+        return None
+    canary = Canary(perception.bundle)
+
+    def run(image: np.ndarray, adapter: np.ndarray) -> Mapping[str, np.ndarray]:
+        return perception.engine.infer({"image": image, "adapter": adapter})
+
+    def test(adapter: np.ndarray) -> CanaryReport:
+        try:
+            return canary.run(run, np.asarray(adapter, np.float32), frames)
+        finally:
+            perception.adapter = perception.adapter  # the engine holds another one now
+
+    return test

@@ -17,7 +17,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from edge_runtime.adaptation.canary import CanaryReport
+from edge_runtime.adaptation.canary import CanaryReport, SelfTest
 from edge_runtime.adaptation.decisions import DecisionLog
 from edge_runtime.adaptation.evidence import Evidence, Outcome
 from edge_runtime.adaptation.limits import (
@@ -92,6 +92,7 @@ class Guard:
         bundle: Whose network is adapted.
         options: How strict to be.
         log: Where decisions are recorded: a file, or a log; None for in memory alone.
+        canary: Tests a candidate that would be promoted; see `canary_of`. None for no such test.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class Guard:
         bundle: Bundle,
         options: GuardOptions | None = None,
         log: DecisionLog | Path | str | None = None,
+        canary: SelfTest | None = None,
     ) -> None:
         self.options = options or GuardOptions()
         self.reference = Reference.of(bundle)
         self.home = _class_histogram(bundle)
         self.classes = len(bundle.manifest.classes.get("segmentation", []))
         self.log = log if isinstance(log, DecisionLog) else DecisionLog(log)
+        self.canary = canary
         self.frozen: str | None = None
         self.frames = 0
         self._identity = identity_adapter(bundle.manifest)
@@ -128,29 +131,28 @@ class Guard:
         """Read the evidence off one result; see `Evidence.of`."""
         return Evidence.of(result, self.classes, mirrored, frame)
 
-    def judge(
-        self, current: Outcome, candidate: Outcome, canary: CanaryReport | None = None
-    ) -> Verdict:
+    def judge(self, current: Outcome, candidate: Outcome) -> Verdict:
         """Decide whether a candidate may replace the current adapter. Recorded, not carried out.
 
         Args:
             current: What the adapter in use led to.
             candidate: What the candidate led to, in the shadow, on the same frames.
-            canary: The candidate's self-test, where the caller spent the passes.
 
         Returns:
             The verdict: promoted only if nothing speaks against it and something for it.
         """
-        limits = self.options.limits
+        limits, report = self.options.limits, None
         against = self._refusals(current, candidate)
         against += [said for check in CHECKS if (said := check(candidate, current, limits))]
-        if canary is not None and canary.kept < limits.canary_kept:
-            least = limits.canary_kept
-            against.append(f"the canary keeps {canary.kept:.1%} of what it knew, least {least:.1%}")
         pro = merits(candidate, current, limits)
-        numbers = self._numbers(current=current, candidate=candidate, canary=canary)
         if not against and not pro:
             against = ["not shown to be better than the current adapter"]
+        if not against and self.canary is not None:
+            report = self.canary(candidate.adapter)
+            if report.kept < limits.canary_kept:
+                least = limits.canary_kept
+                against = [f"the canary keeps {report.kept:.1%} of what it knew, least {least:.1%}"]
+        numbers = self._numbers(report, current=current, candidate=candidate)
         verdict = Verdict(not against, against or pro, numbers)
         self._record("judge", promote=verdict.promote, reasons=verdict.reasons, numbers=numbers)
         return verdict

@@ -92,6 +92,7 @@ def adapt(
 def _learner(
     perception: Perception, strategy: str, mode: str, store: Path | None, frames: Path | None
 ) -> Learner:
+    from edge_runtime.adaptation.canary import canary_of
     from edge_runtime.adaptation.frame_memory import FrameMemory
     from edge_runtime.adaptation.guard import Guard
     from edge_runtime.adaptation.learner import Learner
@@ -101,13 +102,14 @@ def _learner(
     from edge_runtime.adaptation.trial import probe_of
 
     bundle = perception.bundle
+    log = None if store is None else store / "decisions.jsonl"
     return Learner(
         bundle,
         strategy,
         mode,
         None if store is None else AdapterStore(store, bundle),
         PlaceMemory(Reference.of(bundle), store),
-        Guard(bundle, log=None if store is None else store / "decisions.jsonl"),
+        Guard(bundle, log=log, canary=canary_of(perception)),
         probe_of(perception),
         frames=None if frames is None else FrameMemory(frames, bundle),
     )

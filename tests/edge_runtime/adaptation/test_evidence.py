@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edge_runtime.adaptation.canary import Canary
+from edge_runtime.adaptation.canary import Canary, canary_of
 from edge_runtime.adaptation.evidence import (
     Evidence,
     class_shares,
@@ -91,6 +91,22 @@ def test_the_canary_under_an_adapter(adaptive_bundle: Bundle) -> None:
     assert blind.frames == 1 and blind.kept < 0.3
     broken = canary.run(lambda image, adapter: {"scores": np.full(4, np.nan)}, IDENTITY)
     assert not broken.finite and broken.kept == 0
+
+
+def test_a_borrowed_perception_is_given_back_as_it_was(adaptive_bundle: Bundle) -> None:
+    perception = Perception(adaptive_bundle)
+    perception.adapter = np.array([0, 0, 1, 0, 0, 1], np.float32)  # all is blue
+    frame = Frame(np.full((48, 64, 3), 90, np.uint8), 0, "camera")
+    before = perception(frame)
+    test = canary_of(perception)
+    assert test is not None
+    assert test(IDENTITY).kept == 1 and test(np.array([0, 0, 0, 0, 1, 0])).kept < 0.3
+    after = perception(frame)
+    assert before.segmentation is not None and after.segmentation is not None
+    assert (after.segmentation.mask == before.segmentation.mask).all()
+    assert (after.segmentation.mask == 2).all()
+    bare = update_bundle(adaptive_bundle, {"canary.npz": None})
+    assert canary_of(Perception(bare)) is None
 
 
 def test_a_bundle_without_canary_says_so(adaptive_bundle: Bundle) -> None:

@@ -12,7 +12,7 @@ from edge_runtime.adaptation.canary import CanaryReport
 from edge_runtime.adaptation.evidence import (
     Outcome,
 )
-from edge_runtime.adaptation.guard import Guard, GuardOptions
+from edge_runtime.adaptation.guard import Guard, GuardOptions, Verdict
 from edge_runtime.adaptation.limits import Limits, movement
 from edge_runtime.bundle import Bundle
 from edge_runtime.frames import Detections, Result, Segmentation
@@ -156,16 +156,30 @@ def test_what_is_not_published_is_not_judged(guard: Guard) -> None:
     assert not guard.judge(nothing, nothing).promote
 
 
-def test_a_canary_that_forgets_is_refused(guard: Guard) -> None:
+def test_a_canary_that_forgets_is_refused(adaptive_bundle: Bundle) -> None:
     better = outcome(BETTER, distance=0.1, confidence=0.75)
-    assert guard.judge(outcome(), better, CanaryReport(4, 0.5, 0.6, 0.9, True)).promote
+    tested = []
+
+    def judged(report: CanaryReport, candidate: Outcome = better) -> Verdict:
+        def canary(adapter: np.ndarray) -> CanaryReport:
+            tested.append(adapter)
+            return report
+
+        return Guard(adaptive_bundle, canary=canary).judge(outcome(), candidate)
+
+    found = judged(CanaryReport(4, 0.5, 0.6, 0.9, True))
+    assert found.promote and found.numbers["canary.kept"] == pytest.approx(5 / 6)
+    assert (tested[0] == BETTER).all()
     for report in (
         CanaryReport(4, 0.1, 0.6, 0.9, True),
         CanaryReport(4, 0.6, 0.6, 0.1, True),
         CanaryReport(4, 0.6, 0.6, 1.0, False),
     ):
-        verdict = guard.judge(outcome(), better, report)
+        verdict = judged(report)
         assert not verdict.promote and "the canary keeps" in verdict.reasons[0]
+    assert len(tested) == 4
+    judged(CanaryReport(4, 0.5, 0.6, 0.9, True), outcome(BETTER))  # refused anyway: no pass spent
+    assert len(tested) == 4
 
 
 def test_after_an_alarm_there_is_a_pause_that_grows(guard: Guard) -> None:

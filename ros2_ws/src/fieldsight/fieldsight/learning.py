@@ -12,6 +12,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from edge_runtime import Detections, Frame, InputError, Perception, Result, Segmentation
+from edge_runtime.adaptation.canary import canary_of
 from edge_runtime.adaptation.guard import Guard, GuardOptions
 from edge_runtime.adaptation.learner import Decision, Learner
 from edge_runtime.bundle import identity_adapter
@@ -60,7 +61,8 @@ class Learning:
         bundle = perception.bundle
         self._perception, self._folder = perception, folder
         self._give, self._counters = give, counters
-        self.guard = Guard(bundle, options, folder.path / "decisions.jsonl")
+        log = folder.path / "decisions.jsonl"
+        self.guard = Guard(bundle, options, log, canary_of(perception))
         store, memory = folder.store(bundle), folder.memory(bundle)
         frames = folder.frames(bundle, keep_frames)
         self.learner = Learner(
