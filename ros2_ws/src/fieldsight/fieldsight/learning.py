@@ -129,6 +129,8 @@ class Learning:
         with self._lock:
             self._folder.frozen = frozen
             self.learner.freeze(frozen)
+            if frozen and self.learner.adapted:
+                self.learner.snapshot()  # so that this very one is resumed
 
     def rollback(self) -> bool:
         """Give the adapter in use up; whether there was one."""
