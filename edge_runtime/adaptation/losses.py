@@ -41,24 +41,19 @@ def _similarities(features: Tensor) -> Tensor:
     return places.transpose(1, 2) @ places
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted cross-entropy.
+def soft_segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy with another pass's probabilities, above that of the target with itself.
 
     Args:
-        logits: float [B, C, h, w], brought to the target's size.
-        target: int64 [B, H, W], any class where the weight is zero.
-        weight: float [B, H, W].
+        logits: float [B, C, h, w].
+        target: float [B, C, h, w], probabilities.
+        weight: float [B, h, w]; all places alike if None.
     """
-    if logits.shape[-2:] != target.shape[-2:]:
-        size = target.shape[-2:]
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    losses = F.cross_entropy(logits, target, reduction="none")
-    return (losses * weight).sum() / weight.sum().clamp_min(1)
-
-
-def soft_segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with the probabilities [B, C, h, w] of another pass."""
-    return -(target * F.log_softmax(logits, 1)).sum(1).mean()
+    own = (target * target.clamp_min(1e-8).log()).sum(1)
+    losses = own - (target * F.log_softmax(logits, 1)).sum(1)
+    if weight is None:
+        return losses.mean()
+    return (losses * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
 def score_loss(logits: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -104,12 +104,12 @@ class Disturbance:
             that never saw a clean view would not do well on clean frames.
     """
 
-    light: float = 0.15
-    colour: float = 0.05
+    light: float = 0.1
+    colour: float = 0.03
     blur: float = 0.7
     noise: float = 4.0
     masked: float = 0.3
-    often: float = 0.3
+    often: float = 0.1
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Disturb an image [H, W, 3] with values 0 to 255; returns float32 of the same size."""

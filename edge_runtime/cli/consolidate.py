@@ -36,6 +36,9 @@ def consolidate(
         float | None, typer.Option(min=0.001, help="Stop after so much energy; on a Jetson only")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the optimiser")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-7, help="Peak learning rate; higher for a hard change")
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=1, help="CPU threads; the same to go on with a run")
     ] = 1,
@@ -60,8 +63,8 @@ def consolidate(
 
     opened = open_bundle(bundle)
     target = out or bundle.with_name(f"{bundle.stem}-consolidated.bundle")
-    given = {"threads": threads, "seed": seed} | ({"steps": steps} if steps else {})
-    settings = ConsolidationSettings(**given)
+    given: dict[str, Any] = {"threads": threads, "seed": seed, "steps": steps, "lr": lr}
+    settings = ConsolidationSettings(**{k: v for k, v in given.items() if v is not None})
     report: dict[str, Any] = {"accepted": False, "bundle": None, "reasons": []}
     try:
         with terminal.progress_bar() as bar:

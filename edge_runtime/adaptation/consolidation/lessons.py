@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.style import PlaceStyle
-from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, enlarge, predict
+from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, predict, sharpened
 from edge_runtime.adaptation.network import Outputs, combine, row
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.student import Student
 
 UNLABELLED = 255
+STRIDE = 4  # of segmentation logits, pixels
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,12 @@ class Lesson:
 
     Attributes:
         image: float32 [h, w, 3], 0 to 255.
-        outputs: A teacher's, heads as probabilities, with leading 1.
-        labels: int64 [1, h/2, w/2], segmentation classes, or None.
-        weight: float32 [1, h/2, w/2], how much each label counts, or None.
+        outputs: The target: a teacher's, heads as probabilities, with leading 1.
+        weight: float32 [1, h/4, w/4], how much each place of the mask counts, or None.
     """
 
     image: np.ndarray
     outputs: Outputs
-    labels: Tensor | None
     weight: Tensor | None
 
 
@@ -71,53 +71,64 @@ class Curriculum:
         weights = lessons.class_weight
         self.class_weight = None if weights is None else torch.from_numpy(weights)
         self.thresholds = ClassThresholds(1 if weights is None else len(weights), settings.kept)
-        self._known = [predict(student, stack([image])) for image in lessons.source]
+        self._known = [self._recall(student, i) for i in range(len(lessons.source))]
 
     def of_place(self, teacher: Student, rng: np.random.Generator) -> list[Lesson]:
         """Views of the place, labelled by the teacher on the whole frames."""
         frames, count = self.lessons.place, self.settings.place_frames
         images = frames[rng.choice(len(frames), count, replace=len(frames) < count)]
         told = predict(teacher, stack(list(images)), self.adapter)
-        labels = weight = None
+        weight = None
         if told.segmentation is not None:
-            labels, weight = self.thresholds(enlarge(told.segmentation))
+            weight = self.thresholds(told.segmentation)
+            told = replace(told, segmentation=sharpened(told.segmentation))
         drawn = []
         for i, image in enumerate(images):
             view = View.draw(rng, image.shape[:2], self.settings.crop)
-            part = slice(i, i + 1)
             lesson = Lesson(
                 view.of_image(image),
                 view.of_outputs(row(told, i)),
-                None if labels is None else view.of_map(labels[part], 2),
-                None if weight is None else view.of_map(weight[part], 2),
+                None if weight is None else view.of_map(weight[i : i + 1], STRIDE),
             )
             if rng.random() < self.settings.mixed:
                 lesson = paste(lesson, self._rehearsed(rng, styled=True), rng)
-            drawn.append(self._disturbed(lesson, rng))
+            drawn.append(replace(lesson, image=self.disturb(lesson.image, rng)))
         return drawn
 
     def of_source(self, rng: np.random.Generator) -> list[Lesson]:
-        """Views of canary frames, every second one in the looks of the place."""
-        count = self.settings.rehearsed_frames
-        return [self._disturbed(self._rehearsed(rng, k % 2 == 1), rng) for k in range(count)]
+        """Views of canary frames, all but the first in the looks of the place."""
+        drawn = [self._rehearsed(rng, k > 0) for k in range(self.settings.rehearsed_frames)]
+        return [replace(lesson, image=self.disturb(lesson.image, rng)) for lesson in drawn]
 
     def _rehearsed(self, rng: np.random.Generator, styled: bool) -> Lesson:
-        """A view of a canary frame, its labels, and what the trained network said of it."""
+        """A view of a canary frame with what is known of it."""
         i = int(rng.integers(len(self.lessons.source)))
         image = self.lessons.source[i]
         view = View.draw(rng, image.shape[:2], self.settings.crop)
         seen = self.style(image, rng, float(rng.uniform(0.5, 1))) if styled else image
-        labels = weight = None
-        if self.lessons.masks is not None and self.class_weight is not None:
-            mask = view.of_map(self.lessons.masks[i : i + 1], 1)[:, ::2, ::2]
-            known = torch.from_numpy(np.ascontiguousarray(mask)).long()
-            labels = known.clamp_max(len(self.class_weight) - 1)
-            weight = (known != UNLABELLED).float()
-        return Lesson(view.of_image(seen), view.of_outputs(self._known[i]), labels, weight)
+        outputs = view.of_outputs(self._known[i])
+        weight = None
+        if outputs.segmentation is not None and self.class_weight is not None:
+            weight = self.class_weight[outputs.segmentation.argmax(1)]
+        return Lesson(view.of_image(seen), outputs, weight)
 
-    def _disturbed(self, lesson: Lesson, rng: np.random.Generator) -> Lesson:
-        image = self.disturb(lesson.image, rng)
-        return Lesson(image, lesson.outputs, lesson.labels, lesson.weight)
+    @torch.no_grad()
+    def _recall(self, student: Student, index: int) -> Outputs:
+        """What the trained network says of a canary frame, halfway to its labels where it has some.
+
+        Labels alone would drive the network to certainty on the few frames there are.
+        """
+        known = predict(student, stack([self.lessons.source[index]]))
+        if known.segmentation is None or self.lessons.masks is None:
+            return known
+        mask = torch.from_numpy(self.lessons.masks[index]).long()
+        labelled = (mask != UNLABELLED).float()
+        classes = known.segmentation.shape[1]
+        one_hot = F.one_hot(mask.clamp_max(classes - 1), classes).movedim(-1, 0) * labelled
+        told, share = (F.avg_pool2d(m[None].float(), STRIDE) for m in (one_hot, labelled[None]))
+        told = told / share.clamp_min(1e-6)
+        half = 0.5 * (share > 0.5).float()
+        return replace(known, segmentation=torch.lerp(known.segmentation, told, half))
 
 
 def paste(lesson: Lesson, other: Lesson, rng: np.random.Generator) -> Lesson:
@@ -126,24 +137,23 @@ def paste(lesson: Lesson, other: Lesson, rng: np.random.Generator) -> Lesson:
     ClassMix (Olsson et al., WACV 2021), across domains as in DACS (Tranheden et al., WACV 2021).
     A point of the detection head takes the side that its centre shows.
     """
-    if lesson.labels is None or lesson.weight is None:
+    known = other.outputs.segmentation
+    if known is None or lesson.weight is None or other.weight is None:
         return lesson
-    if other.labels is None or other.weight is None:
-        return lesson
-    present = other.labels[other.weight > 0].unique().numpy()
+    labels = known.argmax(1)
+    present = labels.unique().numpy()
     if len(present) < 2:
         return lesson
     chosen = torch.from_numpy(rng.choice(present, (len(present) + 1) // 2, replace=False))
-    over = torch.isin(other.labels, chosen) & (other.weight > 0)
+    over = torch.isin(labels, chosen)
 
     def choose(ours: Tensor, theirs: Tensor) -> Tensor:
         step = over.shape[-1] // ours.shape[-1]
         return torch.where(over[:, None, step // 2 :: step, step // 2 :: step], theirs, ours)
 
-    pixels = over[0].numpy().repeat(2, 0).repeat(2, 1)[..., None]
+    pixels = over[0].numpy().repeat(STRIDE, 0).repeat(STRIDE, 1)[..., None]
     return Lesson(
         np.where(pixels, other.image, lesson.image),
         combine(choose, lesson.outputs, other.outputs),
-        torch.where(over, other.labels, lesson.labels),
         torch.where(over, other.weight, lesson.weight),
     )

@@ -15,7 +15,6 @@ from edge_runtime.adaptation.losses import (
     box_loss,
     feature_distance,
     score_loss,
-    segmentation_loss,
     soft_segmentation_loss,
 )
 from edge_runtime.adaptation.network import combine, run
@@ -64,13 +63,19 @@ class SelfTraining:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        place = self.curriculum.of_place(self.teacher, rng)
         source = self.curriculum.of_source(rng)
+        place = self.curriculum.of_place(self.teacher, rng) if self.settings.place else []
         # With the place's adapter or without, so that the result leans on neither.
         adapter = self.curriculum.adapter if rng.random() < 0.5 else None
-        losses = {f"place.{k}": v for k, v in self._losses(place, adapter).items()}
-        for name, value in self._losses(source, None, remember=True).items():
-            losses[f"rehearsal.{name}"] = self.settings.rehearsal * value
+        losses = {}
+        for name, weight, lessons, under in (
+            ("place", self.settings.place, place, adapter),
+            ("rehearsal", self.settings.rehearsal, source, None),
+        ):
+            if not lessons:
+                continue
+            for kind, value in self._losses(lessons, under).items():
+                losses[f"{name}.{kind}"] = weight * value
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -91,23 +96,19 @@ class SelfTraining:
         warm = min(1.0, (self.step + 1) / max(1.0, _WARMUP * self.settings.steps))
         return self.settings.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
 
-    def _losses(
-        self, lessons: list[Lesson], adapter: Tensor | None, remember: bool = False
-    ) -> dict[str, Tensor]:
-        """Weighted losses of a batch; with `remember`, also that all pixels keep their classes."""
-        settings, weights = self.settings, self.curriculum.class_weight
+    def _losses(self, lessons: list[Lesson], adapter: Tensor | None) -> dict[str, Tensor]:
+        """Weighted losses of a batch."""
+        settings = self.settings
         found = run(self.student, stack([lesson.image for lesson in lessons]), adapter)
         told = combine(lambda *maps: torch.cat(maps), *(lesson.outputs for lesson in lessons))
         distance = feature_distance(found.features, told.features)
         losses = {"features": settings.features * distance}
-        labels = [lesson.labels for lesson in lessons if lesson.labels is not None]
-        counts = [lesson.weight for lesson in lessons if lesson.weight is not None]
-        if found.segmentation is not None and labels and weights is not None:
-            target = torch.cat(labels)
-            weight = torch.cat(counts) * weights[target]
-            losses["segmentation"] = segmentation_loss(found.segmentation, target, weight)
-        if remember and found.segmentation is not None and told.segmentation is not None:
-            losses["memory"] = soft_segmentation_loss(found.segmentation, told.segmentation)
+        weights = [lesson.weight for lesson in lessons if lesson.weight is not None]
+        if found.segmentation is not None and told.segmentation is not None and weights:
+            weight = torch.cat(weights)
+            losses["segmentation"] = soft_segmentation_loss(
+                found.segmentation, told.segmentation, weight
+            )
         if found.scores and told.scores and found.boxes and told.boxes:
             objects = score_loss(found.scores, told.scores)
             objects = objects + box_loss(found.boxes, told.boxes, told.scores)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _BINS = 48  # rings of spatial frequency, 0 to 0.5 cycles per pixel
+_COARSE = 0.04  # cycles per pixel below which power is the scene, and its mean, not its sharpness
 _FINE = 0.2  # cycles per pixel from which excess power counts as noise
 _LEAST_GAIN = 0.02
 
@@ -45,7 +46,9 @@ class PlaceStyle:
         wanted = np.mean([_spectrum(f) for f in place], 0)
         found = np.mean([_spectrum(_repaint(f, curves)) for f in source], 0)
         gain = np.clip(np.sqrt(wanted / np.maximum(found, 1e-9)), _LEAST_GAIN, 1)
-        fine = np.linspace(0, 0.5, _BINS) >= _FINE
+        frequency = np.linspace(0, 0.5, _BINS)
+        gain[:, frequency < _COARSE] = 1
+        fine = frequency >= _FINE
         noise = np.where(fine, np.maximum(wanted - found * gain**2, 0), 0)
         return cls(curves.astype(np.float32), gain.astype(np.float32), noise.astype(np.float32))
 

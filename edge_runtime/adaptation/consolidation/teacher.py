@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edge_runtime.adaptation.network import Outputs, combine, probable, run
@@ -29,9 +28,10 @@ def predict(student: Student, images: Tensor, adapter: Tensor | None = None) -> 
     return combine(lambda a, b: (a + b) / 2, plain, whole(size, True).of_outputs(mirrored))
 
 
-def enlarge(probabilities: Tensor) -> Tensor:
-    """Segmentation probabilities at stride 4 as the deployed network decides on them: stride 2."""
-    return F.interpolate(probabilities, scale_factor=2.0, mode="bilinear", align_corners=False)
+def sharpened(probabilities: Tensor, power: float = 2.0) -> Tensor:
+    """Probabilities [B, C, h, w] nearer to certainty: raised to a power and normalised."""
+    raised = probabilities**power
+    return raised / raised.sum(1, keepdim=True)
 
 
 class ClassThresholds:
@@ -48,15 +48,14 @@ class ClassThresholds:
         self.kept = kept
         self.values = torch.full((classes,), torch.nan)
 
-    def __call__(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from a batch and label it.
+    def __call__(self, probabilities: Tensor) -> Tensor:
+        """Learn from a batch, and weigh it.
 
         Args:
             probabilities: float [B, C, h, w].
 
         Returns:
-            Labels int64 [B, h, w] and weights float [B, h, w]: the confidence where it reaches
-            its class's threshold, else zero.
+            float [B, h, w], the confidence where it reaches its class's threshold, else zero.
         """
         confidence, labels = probabilities.max(1)
         for c in labels.unique().tolist():
@@ -66,4 +65,4 @@ class ClassThresholds:
             now = values.quantile(1 - self.kept)
             old = self.values[c]
             self.values[c] = now if old.isnan() else torch.lerp(now, old, self.momentum)
-        return labels, confidence * (confidence >= self.values[labels])
+        return confidence * (confidence >= self.values[labels])

@@ -74,7 +74,7 @@ def write_world(root: Path, count: int, seed: int, dim: float = 1.0) -> Path:
     return root / "dataset.yaml"
 
 
-def trained_student(steps: int = 60) -> Student:
+def trained_student(steps: int = 120) -> Student:
     """A student that knows the world, from a fixed seed."""
     torch.manual_seed(0)
     student = Student(
@@ -82,7 +82,8 @@ def trained_student(steps: int = 60) -> Student:
     ).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=4e-3)
     rng, detection = np.random.default_rng(1), DetectionLoss()
-    for _ in range(steps):
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / steps)
         scenes = [scene(rng) for _ in range(8)]
         images = torch.from_numpy(np.stack([s[0] for s in scenes]))
         masks = torch.from_numpy(np.stack([s[1] for s in scenes])).long()
