@@ -139,9 +139,7 @@ def expected(camera: CameraSpec | None) -> tuple[float, float]:
 
 def answer(robot: Any) -> tuple[float, float]:
     """Send an image and wait for its box."""
-    key = robot.send(scene())
-    robot.until(lambda: robot.answered(key), "answer")
-    return centre(robot, key)
+    return centre(robot, robot.ask(scene()))
 
 
 def test_the_lens_comes_from_the_topic_and_bad_messages_are_counted(

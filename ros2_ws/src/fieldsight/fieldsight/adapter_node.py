@@ -13,18 +13,15 @@ import sys
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float32MultiArray, Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import LabelInfo
 
-from edge_runtime import FieldsightError, InputError, Perception
+from edge_runtime import InputError, Perception
 from edge_runtime.telemetry import Counters, Health
 from fieldsight import adapter_parameters as parameters
 from fieldsight.adapter_monitor import diagnostic_status
@@ -33,6 +30,7 @@ from fieldsight.camera_info import CameraInfoListener
 from fieldsight.intake import Intake
 from fieldsight.learning import Learning
 from fieldsight.outputs import LATCHED
+from fieldsight.process import run_node
 from fieldsight.state_folder import StateFolder
 from fieldsight.tags import adapter_message, model_of
 
@@ -222,22 +220,7 @@ class _Forward(logging.Handler):
 
 def main() -> None:
     """Learn until interrupted; exit code 2 if a parameter, bundle or folder cannot be used."""
-    rclpy.init(args=sys.argv)
-    node, code = None, 0
-    try:
-        node = AdapterNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (FieldsightError, ParameterException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    sys.exit(code)
+    sys.exit(run_node(AdapterNode))
 
 
 if __name__ == "__main__":

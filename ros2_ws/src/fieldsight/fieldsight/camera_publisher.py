@@ -9,18 +9,17 @@ import sys
 from typing import Any
 
 import rclpy
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from edge_runtime import FieldsightError, InputError
+from edge_runtime import InputError
 from edge_runtime.sources import open_source
 from fieldsight.conversions import image_to_message
 from fieldsight.parameters import described
+from fieldsight.process import run_node
 
 
 class CameraPublisher(Node):
@@ -86,24 +85,13 @@ class CameraPublisher(Node):
 
 def main() -> None:
     """Publish until the source ends; exit code 2 if it cannot be read, 1 if it is lost."""
-    rclpy.init(args=sys.argv)
-    node, code = None, 0
-    try:
-        node = CameraPublisher()
-        while not node.done:
-            rclpy.spin_once(node)
-        rclpy.spin_once(node, timeout_sec=0.5)  # lets the last frame leave
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (FieldsightError, ParameterException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = getattr(error, "exit_code", 2)
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    sys.exit(code)
+    sys.exit(run_node(CameraPublisher, _publish))
+
+
+def _publish(node: CameraPublisher) -> None:
+    while not node.done:
+        rclpy.spin_once(node)
+    rclpy.spin_once(node, timeout_sec=0.5)  # lets the last frame leave
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -32,6 +30,7 @@ from fieldsight.camera_info import CameraInfoListener
 from fieldsight.lifecycle import guard_transitions
 from fieldsight.monitor import MissedFrames, diagnostic_status
 from fieldsight.outputs import Outputs
+from fieldsight.process import run_node
 from fieldsight.tags import digest_of
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -258,23 +257,14 @@ class PerceptionNode(LifecycleNode):
 
 def run(node_name: str, task: str) -> int:
     """Spin one node until it is interrupted; returns the exit code."""
-    rclpy.init(args=sys.argv)
-    node = None
-    try:
-        node = PerceptionNode(node_name, task)
-        if node.value("autostart") and not node.start():
-            return 2
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (FieldsightError, ParameterException) as error:
-        print(f"error: {error}", file=sys.stderr)
+    return run_node(lambda: PerceptionNode(node_name, task), _spin)
+
+
+def _spin(node: PerceptionNode) -> int | None:
+    if node.value("autostart") and not node.start():
         return 2
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    rclpy.spin(node)
+    return None
 
 
 def main() -> None:
