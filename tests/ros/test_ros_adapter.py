@@ -65,8 +65,8 @@ def test_a_shift_is_noticed_mended_and_left_again(
     assert label == f"adapter model={model_of(open_bundle(colours_bundle))}"
 
 
-def test_only_frames_perceived_under_the_last_adapter_are_learnt_from(robot: Robots) -> None:
-    """Messages that come as fast as they can, so that an adapter takes effect some frames late."""
+def test_adapters_that_take_effect_some_frames_late_do_no_harm(robot: Robots) -> None:
+    """Messages that come as fast as they can; statistics name the adapter they are of."""
     one = robot()
     one.mend()
     one.drive(100, hz=300, wait=False)
@@ -75,7 +75,7 @@ def test_only_frames_perceived_under_the_last_adapter_are_learnt_from(robot: Rob
     under = [label[2] for label in labels]
     changes = sum(a != b for a, b in zip(under, under[1:], strict=False))
     assert all(label[0] == "statistics" for label in labels) and changes > 5
-    assert int(told["other_adapter"]) > 0 and told["state"] == "adapted"
+    assert told["state"] == "adapted" and told["errors"] == "0"
     one.agreed()
 
 

@@ -180,7 +180,6 @@ def test_perception_set_up_anew_is_given_the_adapter_again(robot: Robots) -> Non
     assert np.mean(one.drive_until(lambda: one.learning["state"] == "frozen", "frames")) > 0.7
 
 
-@pytest.mark.slow
 def test_an_adapter_from_elsewhere_is_noticed_and_replaced(
     robot: Robots, colours_bundle: Path
 ) -> None:

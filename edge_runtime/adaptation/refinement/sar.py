@@ -64,7 +64,8 @@ class Sar(AdapterMethod):
         self.adapter.grad = torch.autograd.grad(loss, at)[0]
         self.optimizer.step()
         old = self._average
-        self._average = float(loss) if old is None else 0.9 * old + 0.1 * float(loss)
+        now = float(loss.detach())
+        self._average = now if old is None else 0.9 * old + 0.1 * now
         if self._average < self.collapse * np.log(found.shape[1]):
             self.reset()
         return True
