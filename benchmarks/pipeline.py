@@ -110,7 +110,14 @@ def without_adapter(bundle: Bundle, path: Path) -> None:
     classes = {str(task): len(found) for task, found in bundle.manifest.classes.items()}
     student = Student(spec.trunk, classes, spec.neck_width, spec.head_width, spec.head_depth)
     load_weights(student, bundle.file("student.safetensors"), spec.trunk)
-    write_onnx(student.eval(), (size.height, size.width), path, adaptive=False)
+    confidence = any(output.name == "mask_confidence" for output in bundle.manifest.outputs)
+    write_onnx(
+        student.eval(),
+        (size.height, size.width),
+        path,
+        mask_confidence=confidence,
+        adaptive=False,
+    )
 
 
 def node_call(
