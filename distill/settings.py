@@ -61,6 +61,7 @@ class FinetuneSettings(TrainSettings):
     trunk_lr: float = Field(0.3, gt=0, description="trunk learning rate relative to the heads'")
     detection_weight: float = Field(0.3, ge=0)
     class_balance: float = Field(0.5, ge=0, le=1, description="exponent on inverse frequency")
+    colour: float = Field(1.0, ge=0, description="strength of colour jitter")
 
 
 def load_settings(cls: type[S], recipe: Path | None, overrides: list[str]) -> S:

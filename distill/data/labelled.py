@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from distill.data.views import jitter_colours, random_crop_box, resize_image, sample_generator
-from distill.settings import TrainSettings
+from distill.settings import FinetuneSettings
 from distill.tasks.segmentation import IGNORED
 from edge_runtime.datasets import Dataset
 
@@ -38,7 +38,7 @@ class LabelledViews(TorchDataset[dict[str, Any]]):
 
     max_boxes = 64
 
-    def __init__(self, datasets: list[Dataset], settings: TrainSettings) -> None:
+    def __init__(self, datasets: list[Dataset], settings: FinetuneSettings) -> None:
         self.members = [(d, i) for d in datasets for i in range(len(d.samples))]
         self.settings = settings
 
@@ -71,8 +71,9 @@ class LabelledViews(TorchDataset[dict[str, Any]]):
         padded = np.full((self.max_boxes, 5), -1, np.float32)
         count = min(len(boxes), self.max_boxes)
         padded[:count, 0], padded[:count, 1:] = labels[:count], boxes[:count]
+        image = jitter_colours(np.ascontiguousarray(image), rng, self.settings.colour)
         return {
-            "image": torch.from_numpy(jitter_colours(np.ascontiguousarray(image), rng)),
+            "image": torch.from_numpy(image),
             "mask": torch.from_numpy(np.ascontiguousarray(mask)),
             "boxes": torch.from_numpy(padded),
         }

@@ -83,19 +83,28 @@ def random_view(
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
-def jitter_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, saturation, tint, gamma, sometimes blur or noise; uint8."""
+def jitter_colours(
+    image: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> np.ndarray:
+    """Random brightness, contrast, saturation, tint, gamma, sometimes blur; uint8.
+
+    Every range is multiplied by `strength`: 0 leaves the image as it is.
+    """
+    if strength == 0:
+        return image
+    s = strength
     table = np.arange(256, dtype=np.float32) / 255
-    table = table ** np.exp(rng.uniform(-0.4, 0.4))
-    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3)
-    tables = np.clip((table[:, None] - 0.5) * rng.uniform(0.7, 1.3) + 0.5, 0, 1) * gain * 255
+    table = table ** np.exp(rng.uniform(-0.4 * s, 0.4 * s))
+    gain = rng.uniform(1 - 0.25 * s, 1 + 0.25 * s) * rng.uniform(1 - 0.07 * s, 1 + 0.07 * s, 3)
+    contrast = rng.uniform(1 - 0.3 * s, 1 + 0.3 * s)
+    tables = np.clip((table[:, None] - 0.5) * contrast + 0.5, 0, 1) * gain * 255
     out = cv2.LUT(image, np.clip(tables, 0, 255).astype(np.uint8).reshape(1, 256, 3))
     if rng.random() < 0.5:
         grey = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        keep = float(rng.uniform(0.4, 1.4))
+        keep = float(rng.uniform(1 - 0.6 * s, 1 + 0.4 * s))
         out = cv2.addWeighted(out, keep, grey, 1 - keep, 0)
     if rng.random() < 0.15:
-        out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.3, 1.2)))
+        out = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.3, 1.2)) * s)
     return out
 
 

@@ -107,6 +107,11 @@ def test_views_depend_on_seed_epoch_and_index_only():
     other = random_view(image, sample_generator(3, 2, 5), (32, 48), 0.4)
     assert (view[0] != other).any() and other.shape == (32, 48, 3)
     assert jitter_colours(other, sample_generator(0, 0, 0)).shape == other.shape
+    moved = [
+        np.abs(jitter_colours(other, sample_generator(0, 0, 0), s).astype(int) - other).mean()
+        for s in (0.0, 0.3, 1.0)
+    ]
+    assert moved[0] == 0 < moved[1] < moved[2]
 
 
 def test_cropped_boxes_move_with_the_image_and_lost_ones_go():
