@@ -1,0 +1,16 @@
+"""`fieldsight-distill`: a file a command; each adds itself to `app` when imported."""
+
+from __future__ import annotations
+
+# isort: off - in the order of --help
+from distill.cli import distill, finetune, export, evaluate
+from distill.cli.app import app
+from edge_runtime.terminal import run_app
+
+
+def main() -> None:
+    """Run the command line."""
+    run_app(app, extra="workstation")
+
+
+__all__ = ["app", "distill", "evaluate", "export", "finetune", "main"]

@@ -1,0 +1,82 @@
+"""`fieldsight-distill finetune`: heads and student from few labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.app import (
+    Accelerator,
+    Config,
+    Devices,
+    Encoder,
+    Json,
+    Out,
+    Overrides,
+    Resume,
+    Seed,
+    Student,
+    app,
+    finish,
+    open_data,
+    with_seed,
+)
+from distill.settings import FinetuneSettings, load_settings
+
+
+@app.command()
+def finetune(
+    data: Annotated[str, typer.Option(help="Labelled dataset.yaml[:split].")],
+    out: Out,
+    student: Student = "mobilenetv4_conv_small",
+    overrides: Overrides = None,
+    config: Config = None,
+    val: Annotated[str | None, typer.Option(help="Held-back dataset.yaml:split.")] = None,
+    encoder: Encoder = None,
+    tasks: Annotated[str, typer.Option(help="Comma-separated.")] = "segmentation,detection",
+    labels: Annotated[str | None, typer.Option(help="Use only 10% or 40 of the labels.")] = None,
+    pseudo_labels: Annotated[
+        Path | None, typer.Option(help="Bundle of a larger student that labels the rest.")
+    ] = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    devices: Devices = 1,
+    accelerator: Accelerator = "auto",
+    json_path: Json = None,
+) -> None:
+    """The heads, then the whole student, from few labels.
+
+    Example: fieldsight-distill finetune --data camvid/dataset.yaml:train --labels 10%
+    --encoder runs/distilled --out runs/tuned
+    """
+    from distill.finetuning import finetune as run
+
+    settings = load_settings(FinetuneSettings, config, with_seed(overrides, seed))
+    whole = open_data(data, "train")
+    used = whole.subset(labels, settings.seed) if labels else whole
+    extra = []
+    if pseudo_labels is not None:
+        from distill.pseudo import label_rest
+
+        extra.append(label_rest(pseudo_labels, whole, used, out / "pseudo"))
+    summary = run(
+        used,
+        student,
+        out,
+        settings,
+        [t.strip() for t in tasks.split(",") if t.strip()],
+        open_data(val, "val") if val else None,
+        encoder,
+        extra,
+        resume,
+        devices,
+        accelerator,
+    )
+    finish(
+        json_path,
+        summary,
+        [out / "student.safetensors", out / "metrics.csv"],
+        f"fieldsight-distill export {out} --data {data} --out {out.name}.bundle",
+    )
