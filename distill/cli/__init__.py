@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# isort: off - in the order of --help
-from distill.cli import distill, finetune, export, evaluate
+# isort: off
+# (the order of --help)
+from distill.cli import distill, finetune, export, evaluate, compare
 from distill.cli.app import app
 from edge_runtime.terminal import run_app
 
