@@ -64,9 +64,16 @@ class _Trainee:
         self.module.train()
 
     def probe(self, student: nn.Module) -> dict[str, float]:
-        if self.data is None or not self.frames:
+        if self.data is None or len(self.frames) < 2:
             return {}
-        return {"linear_miou": linear_miou(student, self.frames, self.data)}
+        student.eval()
+        device = next(student.parameters()).device
+
+        def stride_8(image: Tensor) -> Tensor:
+            dense: Tensor = student.pyramid(image.to(device))[1][1]  # type: ignore[operator]
+            return dense
+
+        return {"linear_miou": linear_miou(stride_8, self.frames, self.data)}
 
 
 class TeacherPanel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.data.views import resize_image
 from edge_runtime.datasets import Dataset
+from edge_runtime.errors import InputError
 from edge_runtime.evaluation import confusion, miou
 
 
@@ -41,23 +44,35 @@ def head_miou(student: nn.Module, frames: list[tuple[Tensor, np.ndarray]], data:
 
 @torch.no_grad()
 def linear_miou(
-    student: nn.Module, frames: list[tuple[Tensor, np.ndarray]], data: Dataset
+    dense: Callable[[Tensor], Tensor],
+    frames: list[tuple[Tensor, np.ndarray]],
+    data: Dataset,
 ) -> float:
-    """mIoU of a ridge-regression classifier on frozen stride-8 features.
+    """mIoU of a ridge-regression classifier on frozen dense features.
 
-    Fitted on every other frame and judged on the rest.
+    Fitted on every other frame and judged on the rest, on the grid of the features.
+
+    Args:
+        dense: features [1, C, h, w] of an image, uint8 [1, H, W, 3].
+        frames: images and masks, of `probe_frames`.
+        data: what they are from.
+
+    Raises:
+        InputError: fewer than two frames with a mask.
     """
+    if len(frames) < 2:
+        raise InputError(
+            f"{data.source}: {len(frames)} frames with a mask, the dense probe needs two or more"
+        )
     classes = len(data.segmentation_classes or [])
     ignore = -1 if data.ignore_index is None else data.ignore_index
-    student.eval()
-    device = next(student.parameters()).device
     maps = []
     for image, mask in frames:
-        dense = student.pyramid(image.to(device))[1][1].float().cpu()  # type: ignore[operator]
+        found = dense(image).float().cpu()
         small = F.interpolate(
-            torch.from_numpy(mask)[None, None].float(), size=dense.shape[-2:], mode="nearest"
+            torch.from_numpy(mask)[None, None].float(), size=found.shape[-2:], mode="nearest"
         )
-        maps.append((dense[0].flatten(1).T, small.flatten().long()))
+        maps.append((found[0].flatten(1).T, small.flatten().long()))
     x = torch.cat([m[0] for m in maps[::2]])
     y = torch.cat([m[1] for m in maps[::2]])
     valid = (y != ignore) & (y < classes)
