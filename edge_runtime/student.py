@@ -29,7 +29,7 @@ class _AdapterFeed:
     """What the hooks of one forward pass read and write; empty between passes."""
 
     scale_shift: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    statistics: list[Tensor] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
     collect: bool = False
 
 
@@ -41,15 +41,16 @@ class _AdapterPoint:
 
     def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         if self.feed.collect:
-            step = max(1, _STATISTICS_STRIDE // self.stride)
-            sample = output[:, :, step // 2 :: step, step // 2 :: step]
-            mean = sample.mean(dim=(0, 2, 3))
-            square = (sample * sample).mean(dim=(0, 2, 3))
-            self.feed.statistics.append(torch.cat([mean, (square - mean * mean).clamp_min(0)]))
+            self.feed.samples.append(self._sample(output))
         if self.feed.scale_shift:
             scale, shift = self.feed.scale_shift[self.index]
             output = output * scale + shift
         return output
+
+    def _sample(self, output: Tensor) -> Tensor:
+        step = max(1, _STATISTICS_STRIDE // self.stride)
+        # As a pooling of single cells, sampling keeps ONNX Runtime's blocked layout; slices end it.
+        return F.max_pool2d(output, 1, step) if step > 1 else output
 
 
 class Trunk(nn.Module):
@@ -104,6 +105,10 @@ class Trunk(nn.Module):
         for handle in handles:
             handle.remove()
         self.points = [AdapterPointSpec(name=n, channels=found[n][0]) for n in modules]
+        # From all means then all variances to mean and variance of point after point.
+        ranges = torch.arange(2 * sum(p.channels for p in self.points)).view(2, -1)
+        by_point = ranges.split([p.channels for p in self.points], dim=1)
+        self.register_buffer("order", torch.cat([r.flatten() for r in by_point]), False)
         for index, name in enumerate(modules):
             point = _AdapterPoint(self._feed, index)
             point.stride = found[name][1]
@@ -136,14 +141,21 @@ class Trunk(nn.Module):
         feed.collect = statistics
         if adapter is not None:
             sizes = [p.channels for p in self.points for _ in range(2)]
-            parts = [p.view(1, -1, 1, 1) for p in torch.split(adapter, sizes)]
+            parts = torch.split(adapter.view(1, -1, 1, 1), sizes, dim=1)
             feed.scale_shift = list(zip(parts[::2], parts[1::2], strict=True))
         try:
             features = self.body(x)
-            taken = torch.cat(feed.statistics) if statistics else None
+            taken = self._statistics(feed.samples) if statistics else None
         finally:
-            feed.scale_shift, feed.statistics, feed.collect = [], [], False
+            feed.scale_shift, feed.samples, feed.collect = [], [], False
         return [features[i] for i in self.levels], taken
+
+    def _statistics(self, samples: list[Tensor]) -> Tensor:
+        """Per point mean then variance; taken of all at once, since small steps cost the most."""
+        sample = torch.cat(samples, dim=1)
+        mean = sample.mean(dim=(0, 2, 3))
+        square = (sample * sample).mean(dim=(0, 2, 3))
+        return torch.cat([mean, (square - mean * mean).clamp_min(0)])[self.order]
 
 
 class Student(nn.Module):
