@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from distill.settings import TrainSettings
+from distill.settings import LoopSettings
 from distill.teachers import load_weights
 from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_bytes, atomic_write_text
@@ -44,7 +44,7 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_config(out: Path, command: str, settings: TrainSettings, extra: dict[str, Any]) -> None:
+def write_config(out: Path, command: str, settings: LoopSettings, extra: dict[str, Any]) -> None:
     """Writes config.json: the resolved configuration and versions."""
     out.mkdir(parents=True, exist_ok=True)
     config = {
@@ -83,6 +83,11 @@ def read_config(run: Path) -> dict[str, Any]:
 def load_student(run: Path) -> tuple[Student, dict[str, Any]]:
     """The trained student of a finetuning run and its configuration."""
     config = read_config(run)
+    if (head := config.get("head", "student")) != "student":
+        raise InputError(
+            f"{run} is a model for workstations ({head}), not a student: its network is no bundle's. "
+            "Fine-tune a student instead; with --pseudo-labels this run can label images for it"
+        )
     settings = config["settings"]
     student = Student(
         config["student"],

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric, seed_everything
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning_fabric import seed_everything
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from distill.checkpoints import (
+    gathered_optimizer,
+    gathered_weights,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
 from distill.data.views import EpochBatches
-from distill.settings import TrainSettings
+from distill.optimisers import OPTIMISERS
+from distill.scaling import base_rate, lost_process, make_fabric
+from distill.settings import LoopSettings
+from distill.sync_norm import synchronise_batch_norms
+from distill.training_log import MetricsLog, progress
 from edge_runtime.errors import InputError
-from edge_runtime.files import atomic_write_text
 
 
 class Trainee(Protocol):
     """What the loop trains. ``module(batch)`` gives a dict of losses with the total as ``loss``."""
 
     module: nn.Module
-    student: nn.Module  # part of module; its EMA is what is probed and kept
+    student: nn.Module  # part of module; it, or its average where ema is set, is probed and kept
 
     def groups(self) -> list[dict[str, Any]]:
         """Optimiser groups; ``lr`` is relative to the recipe's."""
@@ -35,45 +42,19 @@ class Trainee(Protocol):
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, for freezing and the like; a function of epoch only."""
 
+    def begin_step(self, progress: float) -> None:
+        """Called before each step's forward pass; ``progress`` runs from 0 to 1."""
+        del progress
+
+    def end_step(self, progress: float) -> None:
+        """Called after each step of the optimiser."""
+        del progress
+
     def probe(self, student: nn.Module) -> dict[str, float]:
-        """Quality of the (averaged) student on held-back data; may be empty."""
+        """Quality of the (averaged) student on held-back data; may be empty.
 
-
-def _atomic_save(state: dict[str, Any], path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-class _Log:
-    """metrics.csv (wide, one row a step that was logged) and TensorBoard events."""
-
-    def __init__(self, out: Path, start: int) -> None:
-        self.path = out / "metrics.csv"
-        self.rows: list[dict[str, str]] = []
-        if start and self.path.is_file():
-            with self.path.open(newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= start]
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
-
-    def add(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        row = {"step": str(step), "epoch": str(epoch)}
-        row |= {k: f"{v:.6g}" for k, v in values.items()}
-        self.rows.append(row)
-        for key, value in values.items():
-            self.board.add_scalar(key, value, step)
-
-    def write(self) -> None:
-        names = list(dict.fromkeys(k for row in self.rows for k in row))
-        lines = [",".join(names)]
-        lines += [",".join(row.get(n, "") for n in names) for row in self.rows]
-        atomic_write_text(self.path, "\n".join(lines) + "\n")
-        self.board.flush()
+        Every process calls it. What it raises ends the run.
+        """
 
 
 def rate(step: int, total: int, warmup: float) -> float:
@@ -97,28 +78,44 @@ def warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return update
 
 
+class _Buffers:
+    """Buffers as they were before a step: one without a finite loss spoils batch statistics."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.live = [b for b in module.buffers() if b.is_floating_point()]
+        self.kept = [b.clone() for b in self.live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for kept, live in zip(self.kept, self.live, strict=True):
+            kept.copy_(live)
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        for kept, live in zip(self.kept, self.live, strict=True):
+            live.copy_(kept)
+
+
 class Trainer:
     """Runs one trainee to the end, checkpointing so that a killed run resumes exactly.
 
     Args:
         out: run folder; gets checkpoint.pt, metrics.csv and TensorBoard events.
-        devices: processes on this machine; torchrun or SLURM set the rest through Fabric.
+        devices: processes on this machine, of ``num_nodes`` machines; under torchrun what it says.
     """
 
     def __init__(
-        self, settings: TrainSettings, out: Path, accelerator: str = "auto", devices: int = 1
+        self,
+        settings: LoopSettings,
+        out: Path,
+        accelerator: str = "auto",
+        devices: int = 1,
+        num_nodes: int = 1,
     ) -> None:
         self.settings, self.out = settings, out
-        several = devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self.fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            # Frozen trunks and untapped neck levels have no gradient in a step.
-            strategy="ddp_find_unused_parameters_true" if several else "auto",
-            precision=settings.precision,  # type: ignore[arg-type]
-        )
-        self.fabric.launch()
+        self.fabric = make_fabric(settings, accelerator, devices, num_nodes)
         seed_everything(settings.seed, verbose=False)
+        self.skipped = self._bad = 0
 
     def _loader(self, data: Dataset[Any], start: int) -> tuple[Any, EpochBatches]:
         s = self.settings
@@ -136,151 +133,154 @@ class Trainer:
         )
         return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False), batches
 
+    def _setup(self, trainee: Trainee) -> tuple[Any, Any]:
+        """The module and its optimiser as Fabric wraps them; sharding replaces parameters."""
+        s, fabric = self.settings, self.fabric
+        # Convolutions on CPUs and tensor cores are fastest with channels last.
+        trainee.module.to(memory_format=torch.channels_last)
+        if s.sync_batchnorm and fabric.world_size > 1:
+            synchronise_batch_norms(trainee.module, fabric.device)
+        module = fabric.setup_module(trainee.module)
+        # What is trained is only known once sharding has replaced the parameters.
+        groups = [{**g, "base": g.pop("lr", 1.0)} for g in trainee.groups()]
+        self.base = base_rate(s, fabric.world_size)
+        optimizer = OPTIMISERS[s.optimizer](groups, self.base, s.weight_decay)
+        return module, fabric.setup_optimizers(optimizer)
+
     def fit(
         self, trainee: Trainee, data: Dataset[Any], resume: bool, identity: Mapping[str, Any]
     ) -> nn.Module:
-        """Trains and returns the averaged student.
+        """Trains and returns the averaged student, or without ``ema`` the student.
 
         Args:
             resume: go on from ``checkpoint.pt`` where there is one.
             identity: what must agree between the checkpoint and this run.
 
         Raises:
-            InputError: the checkpoint belongs to another run, or the loss is not finite.
+            InputError: the checkpoint belongs to another run, or the loss stays without a finite
+                value.
         """
+        with lost_process(self.fabric.world_size, self.out / "checkpoint.pt"):
+            return self._fit(trainee, data, resume, identity)
+
+    def _fit(
+        self, trainee: Trainee, data: Dataset[Any], resume: bool, identity: Mapping[str, Any]
+    ) -> nn.Module:
         s, fabric = self.settings, self.fabric
-        # Convolutions on CPUs and tensor cores are fastest with channels last.
-        trainee.module.to(memory_format=torch.channels_last)
-        groups = [{**g, "base": g.pop("lr", 1.0)} for g in trainee.groups()]
-        optimizer: Any = torch.optim.AdamW(groups, lr=s.lr, weight_decay=s.weight_decay)
-        average = AveragedModel(
-            trainee.student, multi_avg_fn=warmed_average(s.ema), use_buffers=True
-        )
-        module, optimizer = fabric.setup(trainee.module, optimizer)
-        average.to(fabric.device)
-        start = self._restore(module, optimizer, average, identity) if resume else 0
+        module, optimizer = self._setup(trainee)
+        average = None
+        if s.ema:
+            average = AveragedModel(
+                trainee.student, multi_avg_fn=warmed_average(s.ema), use_buffers=True
+            )
+            average.to(fabric.device)
+        self.trainee, self.average = trainee, average
+        self.identity = {**identity, "processes": fabric.world_size}
+        start = self._restore(optimizer) if resume else 0
         loader, batches = self._loader(data, start)
         total = batches.per_epoch * s.epochs
-        log = _Log(self.out, start) if fabric.is_global_zero else None
-        with _progress(total, start) as advance:
+        self.log = MetricsLog(self.out, start) if fabric.is_global_zero else None
+        self.buffers = _Buffers(trainee.module)
+        with progress(total, start, fabric.is_global_zero) as advance:
             epoch = -1
             for step, batch in enumerate(loader, start):
                 if step // batches.per_epoch != epoch:
                     epoch = step // batches.per_epoch
                     trainee.begin_epoch(epoch)
-                losses = self._step(module, optimizer, trainee, batch, step, total)
-                if (step + 1) % s.accumulate == 0:
-                    average.update_parameters(trainee.student)
+                losses = self._step(module, optimizer, batch, step, total)
                 advance(f"loss {losses['loss']:.4f}")
-                self._record(log, trainee, average, losses, step, epoch, batches.per_epoch)
-                if (step + 1) % s.checkpoint_every == 0 or step + 1 == total:
-                    self._save(module, optimizer, average, identity, step + 1)
-                    if log:
-                        log.write()
-        return average.module
+                self._record(losses, step, epoch, batches.per_epoch)
+                due = (step + 1) % s.checkpoint_every == 0 or step + 1 == total
+                if due and not self._bad:
+                    self._save(optimizer, step + 1)
+        return average.module if average else trainee.student
 
     def _step(
-        self,
-        module: Any,
-        optimizer: Any,
-        trainee: Trainee,
-        batch: Any,
-        step: int,
-        total: int,
+        self, module: Any, optimizer: Any, batch: Any, step: int, total: int
     ) -> dict[str, float]:
-        s = self.settings
+        s, done = self.settings, step / total
         for group in optimizer.param_groups:
-            group["lr"] = s.lr * group["base"] * rate(step, total, s.warmup)
+            group["lr"] = self.base * group["base"] * rate(step, total, s.warmup)
         last = (step + 1) % s.accumulate == 0
         # Every step draws from its own stream, so that a resumed run repeats an unbroken one.
-        torch.manual_seed(s.seed * 1_000_003 + step)
-        with self.fabric.no_backward_sync(module, enabled=not last):
+        world = self.fabric.world_size
+        torch.manual_seed((s.seed * 1_000_003 + step) * world + self.fabric.global_rank)
+        self.buffers.keep()
+        self.trainee.begin_step(done)
+        with self.fabric.no_backward_sync(module, enabled=not last and world > 1):
             losses: dict[str, Tensor] = module(batch)
             self.fabric.backward(losses["loss"] / s.accumulate)
-        values = {k: float(v.detach()) for k, v in losses.items()}
+        means = torch.stack([v.detach().float() for v in losses.values()])
+        means = self.fabric.all_reduce(means, reduce_op="mean") if world > 1 else means
+        values = dict(zip(losses, means.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            raise InputError(
-                f"the loss became {values['loss']} at step {step}: the last good state is "
-                f"{self.out / 'checkpoint.pt'}; resume with a lower lr= or precision=32-true"
-            )
-        if last:
-            self.fabric.clip_gradients(module, optimizer, max_norm=s.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self._skip(optimizer, f"the loss became {values['loss']} at step {step}")
+        elif last:
+            self._advance(module, optimizer, step, done)
         return values
 
-    def _record(
-        self,
-        log: _Log | None,
-        trainee: Trainee,
-        average: AveragedModel,
-        losses: dict[str, float],
-        step: int,
-        epoch: int,
-        per_epoch: int,
-    ) -> None:
-        if log is None:
+    def _advance(self, module: Any, optimizer: Any, step: int, done: float) -> None:
+        norm = self.fabric.clip_gradients(
+            module, optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
+        )
+        # The gradient scaler of fp16 skips such a step itself, and learns from it.
+        if not math.isfinite(float(norm)) and "16-mixed" != self.settings.precision:
+            self._skip(optimizer, f"the gradient became {float(norm)} at step {step}")
             return
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.trainee.end_step(done)
+        if self.average is not None:
+            self.average.update_parameters(self.trainee.student)
+        self._bad = 0
+
+    def _skip(self, optimizer: Any, why: str) -> None:
+        """Leaves a step out; too many in a row end the run."""
+        optimizer.zero_grad(set_to_none=True)
+        self.buffers.give_back()
+        self._bad += 1
+        self.skipped += 1
+        if self._bad > self.settings.bad_steps:
+            raise InputError(
+                f"{why}, and in the {self._bad - 1} before it: the last good state is "
+                f"{self.out / 'checkpoint.pt'}; resume with a lower lr= or precision=32-true"
+            )
+
+    def _record(self, losses: dict[str, float], step: int, epoch: int, per_epoch: int) -> None:
         ends = (step + 1) % per_epoch == 0
         values = {f"train/{k}": v for k, v in losses.items()}
         if ends and ((epoch + 1) % self.settings.probe_every == 0):
-            found = trainee.probe(average.module)
+            student = self.average.module if self.average else self.trainee.student
+            found = self.trainee.probe(student)
             values |= {f"probe/{k}": v for k, v in found.items()}
-            if found:
+            if found and self.log:
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
                 print(f"epoch {epoch + 1}: loss {losses['loss']:.4f}, {shown}", flush=True)
-        if ends or step % 10 == 0:
-            log.add(step + 1, epoch + 1, values)
+        if self.log and (ends or step % self.settings.log_every == 0):
+            self.log.add(step + 1, epoch + 1, values)
 
-    def _save(
-        self, module: Any, optimizer: Any, average: AveragedModel, identity: Any, step: int
-    ) -> None:
+    def _save(self, optimizer: Any, step: int) -> None:
+        weights = gathered_weights(self.trainee.module)
+        optimised = gathered_optimizer(self.trainee.module, optimizer.optimizer)
         if self.fabric.is_global_zero:
             state = {
-                "module": module.module.state_dict() if hasattr(module, "module") else {},
-                "optimizer": optimizer.state_dict(),
-                "average": average.state_dict(),
-                "identity": json.dumps(identity, sort_keys=True),
+                "module": weights,
+                "optimizer": optimised,
+                "average": self.average.state_dict() if self.average else {},
+                "identity": json.dumps(self.identity, sort_keys=True),
                 "step": step,
             }
-            _atomic_save(state, self.out / "checkpoint.pt")
+            write_checkpoint(self.out / "checkpoint.pt", state)
+            if self.log:
+                self.log.write()
         self.fabric.barrier()
 
-    def _restore(self, module: Any, optimizer: Any, average: AveragedModel, identity: Any) -> int:
+    def _restore(self, optimizer: Any) -> int:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return 0
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(f"{path} is not a readable checkpoint: {error}") from error
-        if state.get("identity") != json.dumps(identity, sort_keys=True):
-            raise InputError(
-                f"{path} belongs to a run with other settings ({state.get('identity')}); "
-                "give the same settings, or another --out"
-            )
-        module.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
+        state = read_checkpoint(path, self.identity)
+        restore(self.trainee.module, optimizer.optimizer, state)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         return int(state["step"])
-
-
-class _progress:  # noqa: N801 - used as a context manager function
-    """A progress bar with the time left."""
-
-    def __init__(self, total: int, start: int) -> None:
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.task = self.bar.add_task("training", total=total, completed=start, note="")
-
-    def __enter__(self) -> Callable[[str], None]:
-        self.bar.start()
-        return lambda note: self.bar.update(self.task, advance=1, note=note)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()

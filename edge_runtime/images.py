@@ -25,7 +25,12 @@ def read_image(path: Path | str) -> np.ndarray:
     Raises:
         InputError: The file is missing, empty, cut off, not an image or of another value type.
     """
-    array = _decode(_read_bytes(Path(path)), Path(path))
+    return decode_image(_read_bytes(Path(path)), path)
+
+
+def decode_image(data: bytes, path: Path | str) -> np.ndarray:
+    """The content of an image file as `read_image` gives it; `path` names it in errors."""
+    array = _decode(data, path)
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype != np.uint8:
@@ -83,7 +88,7 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _decode(data: bytes, path: Path) -> np.ndarray:
+def _decode(data: bytes, path: Path | str) -> np.ndarray:
     """The pixels as stored (BGR order), with what decoders let pass as whole refused."""
     if _cut_off(data):
         raise InputError(

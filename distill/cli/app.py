@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from distill.data.opening import open_data as open_data
 from edge_runtime.files import atomic_write_text
 from edge_runtime.terminal import console
 
@@ -29,24 +30,11 @@ Encoder = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")]
-Devices = Annotated[int, typer.Option(help="Processes on this machine.")]
+Devices = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
+Nodes = Annotated[
+    int, typer.Option("--num-nodes", min=1, help="Machines; see docs/pretraining.md.")
+]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-
-
-def open_data(spec: str, split: str) -> Any:
-    """A dataset of any source, rendering ``synthetic:SPEC`` first."""
-    from edge_runtime.datasets import open_data as open_files
-
-    if not spec.startswith("synthetic:"):
-        return open_files(spec, split)
-    from distill.data.synthetic import render_dataset
-
-    name, _, asked = spec.removeprefix("synthetic:").partition(":")
-    folder = Path(tempfile.gettempdir()) / "fieldsight-synthetic" / name.replace("/", "_")
-    path = folder / "dataset.yaml"
-    if not path.is_file():
-        path = render_dataset(name, folder)
-    return open_files(f"{path}:{asked or split}", split)
 
 
 def with_seed(pairs: list[str] | None, seed: int | None) -> list[str]:
@@ -55,7 +43,9 @@ def with_seed(pairs: list[str] | None, seed: int | None) -> list[str]:
 
 
 def finish(json_path: Path | None, figures: dict[str, Any], wrote: list[Path], then: str) -> None:
-    """Writes --json and says what was written and what to type next."""
+    """Writes --json and says what was written and what to type next; the first process does."""
+    if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0):
+        return
     if json_path is not None:
         atomic_write_text(json_path, json.dumps(figures, indent=2))
         wrote = [*wrote, json_path]
