@@ -18,7 +18,7 @@ from distill.objectives.features import FeatureDistillation
 from distill.runs import save_student, write_config
 from distill.settings import DistillSettings
 from distill.teachers import Teacher, TeacherSpec
-from distill.training import Trainer
+from distill.training import Trainee, Trainer
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
@@ -50,7 +50,7 @@ class _Module(nn.Module):
         return self.objective(pyramid[self.level], features[-1].mean(dim=(2, 3)), targets)
 
 
-class _Trainee:
+class _Trainee(Trainee):
     def __init__(self, module: _Module, probe: Dataset | None, settings: DistillSettings) -> None:
         self.module, self.student = module, module.student
         self.data = probe
