@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class MultiViews(TorchDataset[list[Tensor]]):
         settings: PretrainSettings,
         encoder: Encoder,
     ) -> None:
+        # One image gives OpenCV's threads nothing to share; workers are what runs side by side.
+        cv2.setNumThreads(0)
         self.images, self.rows, self.settings = images, rows, settings
         sizes = {settings.size_at(e) for e in range(settings.epochs)}
         self.views = {size: method.views(options, size, encoder) for size in sizes}
@@ -50,4 +53,4 @@ class MultiViews(TorchDataset[list[Tensor]]):
         epoch, index = item
         image = torch.from_numpy(self.images.read(int(self.rows[index])))
         seed_sample(self.settings.seed, epoch, index)
-        return self.views[self.settings.size_at(epoch)](image.permute(2, 0, 1).contiguous())
+        return self.views[self.settings.size_at(epoch)](image.permute(2, 0, 1))
