@@ -19,7 +19,8 @@ from distill.settings import PretrainSettings
 def seed_sample(seed: int, epoch: int, index: int) -> None:
     """Seeds torch, numpy and random, whose global generators transforms draw from."""
     words = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
-    torch.manual_seed(int(words[0]))
+    # torch.manual_seed would also record a traceback for GPUs, which takes longer than a view.
+    torch.default_generator.manual_seed(int(words[0]))
     np.random.seed(int(words[1]))
     random.seed(int(words[2]))
 
