@@ -59,6 +59,15 @@ def chessboard() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """Folder of CIFAR-10 as WebDataset shards; skips the test where it is absent."""
+    path = DATA / "cifar10"
+    if not (path / "cifar10-test-0000.tar").is_file():
+        pytest.skip(f"{path} is absent; set FIELDSIGHT_DATA to the folder that has cifar10/")
+    return path
+
+
 class TinyDataset:
     """A dataset of two 24x32 frames whose files a test may spoil before it opens them."""
 
