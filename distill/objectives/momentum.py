@@ -42,12 +42,16 @@ def momentum_copy(source: nn.Module) -> nn.Module:
     return copied
 
 
-class MomentumObjective(Objective):
-    """A method whose targets come from momentum copies.
+def follow(trained: nn.Module, average: nn.Module, start: float, progress: float) -> None:
+    """Makes ``average`` ``m average + (1 - m) trained``, m from ``start`` to 1 along a cosine.
 
-    After every step a copy becomes ``m copy + (1 - m) trained``, where m rises along a cosine to 1
-    (Grill et al. 2020, BYOL, section 3.3).
+    Grill et al. 2020 (BYOL), section 3.3: m = 1 - (1 - start) (cos(pi progress) + 1) / 2.
     """
+    update_momentum(trained, average, cosine(progress, start, 1.0))
+
+
+class MomentumObjective(Objective):
+    """A method whose targets come from momentum copies, which follow after every step."""
 
     options: MomentumOptions
 
@@ -57,6 +61,5 @@ class MomentumObjective(Objective):
 
     def end_step(self, progress: float) -> None:
         """Moves the copies."""
-        momentum = cosine(progress, self.options.momentum, 1.0)
         for trained, average in self.pairs():
-            update_momentum(trained, average, momentum)
+            follow(trained, average, self.options.momentum, progress)
