@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from distill.evaluation.significance import paired_bootstrap
+from distill.evaluation.recording import judge
+from distill.evaluation.scores import Scores
+from distill.evaluation.significance import compare
 from edge_runtime.datasets import open_data
-from edge_runtime.evaluation import evaluate
 from edge_runtime.perception import Perception
 
 
@@ -36,10 +38,11 @@ def main() -> None:
     args = parse_arguments()
     data = open_data(args.data, "val")
     figures: dict[str, list[dict[str, Any]]] = {}
+    scores: dict[str, list[Scores]] = {}
     for side, bundles in (("without", args.without), ("with", args.distilled)):
-        figures[side] = [
-            evaluate(Perception(b), data, progress=False, per_image=True) for b in bundles
-        ]
+        judged = [judge(Perception(b), data, progress=False) for b in bundles]
+        figures[side] = [found for found, _ in judged]
+        scores[side] = [results.scores("miou") for _, results in judged]
     table = Table(title=f"{data.name}, {len(data.samples)} frames, {len(args.without)} seeds")
     for column in ("", "mIoU by seed", "mean", "sd", "AP@.5 mean"):
         table.add_column(column)
@@ -53,19 +56,18 @@ def main() -> None:
             f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else "",
             f"{np.mean(boxes):.4f}" if boxes else "",
         )
-    found = paired_bootstrap(*([r["per_image"] for r in runs] for runs in figures.values()))
+    found = compare(scores["without"], scores["with"])
+    images = found.images
     console = Console()
     console.print(table)
     console.print(
-        f"gain {100 * found.gain:.2f} points of mIoU, 95% interval {100 * found.low:.2f} to "
-        f"{100 * found.high:.2f}, paired bootstrap over images p = {found.p:.4f}"
+        f"gain {100 * found.gain:.2f} points of mIoU, 95% interval {100 * images.low:.2f} to "
+        f"{100 * images.high:.2f}, paired bootstrap over images p = {images.p_bootstrap:.4f}, "
+        f"exchange of images p = {images.p_permutation:.4f} (both two-sided)"
     )
     if args.json:
-        plain = {
-            k: [{n: v for n, v in r.items() if n != "per_image"} for r in runs]
-            for k, runs in figures.items()
-        }
-        args.json.write_text(json.dumps({**plain, "gain": found.gain, "p": found.p}, indent=2))
+        tests = {"gain": found.gain, "p": images.p_bootstrap, "tests": asdict(found)}
+        args.json.write_text(json.dumps({**figures, **tests}, indent=2))
 
 
 if __name__ == "__main__":

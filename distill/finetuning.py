@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -14,12 +16,15 @@ from torch import Tensor, nn
 
 from distill.data.labelled import LabelledViews
 from distill.evaluation.probe import head_miou, probe_frames
-from distill.runs import save_student, write_config
+from distill.runs import read_config, save_student, write_config
+from distill.semi import Consistency, WithUnlabelled
 from distill.settings import FinetuneSettings
 from distill.tasks.detection import DetectionLoss
+from distill.tasks.families import Family, family_for
+from distill.tasks.mixing import cut_boxes, paste
 from distill.tasks.segmentation import IGNORED, SegmentationLoss, class_frequency
 from distill.teachers import load_weights
-from distill.training import Trainer
+from distill.training import Trainee, Trainer
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
@@ -48,7 +53,8 @@ def load_encoder(student: Student, source: Path) -> None:
     if not any(k.startswith("trunk.") for k in state):
         load_weights(student.trunk.body, source, f"trunk {student.spec.trunk}")
         return
-    own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
+    shared = ("trunk.", "neck.")
+    own = {k: v for k, v in student.state_dict().items() if k.startswith(shared)}
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
     if wrong:
         raise InputError(
@@ -71,46 +77,60 @@ def _load_from_hub(student: Student) -> None:
 
 
 class _Module(nn.Module):
+    """One step's losses: of the tasks, and of unlabelled views where there are any."""
+
     def __init__(
-        self, student: Student, losses: dict[str, nn.Module], weights: dict[str, float]
+        self,
+        model: nn.Module,
+        heads: type[Family],
+        criteria: dict[str, nn.Module],
+        settings: FinetuneSettings,
+        semi: Consistency | None,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.losses = nn.ModuleDict(losses)
-        self.weights = weights
+        self.model, self.heads, self.settings = model, heads, settings
+        self.criteria = nn.ModuleDict(criteria)
+        self.semi = semi
+        self.weights = {"detection": settings.detection_weight}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self.student(batch["image"])
-        parts: dict[str, Tensor] = {}
-        if "segmentation" in self.losses:
-            parts["segmentation"] = self.losses["segmentation"](
-                outputs["segmentation"], batch["mask"]
-            )
-        if "detection" in self.losses:
-            rows = [b[b[:, 0] >= 0] for b in batch["boxes"]]
-            parts["detection"] = self.losses["detection"](
-                outputs["detection"], [r[:, 1:] for r in rows], [r[:, 0] for r in rows]
-            )
-        total = sum(self.weights[k] * v for k, v in parts.items())
-        return {"loss": total, **parts}  # type: ignore[dict-item]
+        if self.settings.mix == "cutmix":
+            batch = _cut_mixed(batch)
+        parts = self.heads.losses(self.model, batch, self.criteria)
+        total = torch.stack([self.weights.get(k, 1.0) * v for k, v in parts.items()]).sum()
+        if self.semi is not None:
+            loss, sure = self.semi(self.model, batch["weak"], batch["strong"])
+            total = total + loss
+            parts |= {"unlabelled": loss, "confident": sure}
+        return {"loss": total, **parts}
 
 
-class _Trainee:
+def _cut_mixed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    boxes = cut_boxes(len(batch["image"]), 0.5)
+    image = paste(batch["image"].permute(0, 3, 1, 2), boxes).permute(0, 2, 3, 1)
+    return {**batch, "image": image, "mask": paste(batch["mask"][:, None], boxes)[:, 0]}
+
+
+class _Trainee(Trainee):
     def __init__(
         self, module: _Module, val: Dataset | None, settings: FinetuneSettings, pretrained: bool
     ) -> None:
-        self.module, self.student, self.val, self.settings = module, module.student, val, settings
+        self.module, self.student, self.val, self.settings = module, module.model, val, settings
         # From random weights there is nothing to protect by freezing.
-        self.frozen_epochs = round(settings.freeze * settings.epochs) if pretrained else 0
+        frozen = settings.epochs if settings.mode == "linear" else 0
+        self.frozen_epochs = frozen or (round(settings.freeze * settings.epochs) * pretrained)
         self.trunk_lr = settings.trunk_lr if pretrained else 1.0
-        segments = "segmentation" in self.student.heads and val is not None
+        segments = "segmentation" in module.criteria and val is not None
         self.frames = probe_frames(val, settings.size) if segments and val is not None else []
 
     def groups(self) -> list[dict[str, Any]]:
-        trunk = set(self.student.trunk.parameters())
-        rest = [p for p in self.module.parameters() if p not in trunk]
         slow = list(self.student.trunk.parameters())
-        return [{"params": rest}, {"params": slow, "lr": self.trunk_lr}]
+        trunk = set(slow)
+        trained = [*self.student.parameters(), *self.module.criteria.parameters()]
+        return [
+            {"params": [p for p in trained if p not in trunk]},
+            {"params": slow, "lr": self.trunk_lr},
+        ]
 
     def begin_epoch(self, epoch: int) -> None:
         self.module.train()
@@ -122,6 +142,7 @@ class _Trainee:
     def probe(self, student: nn.Module) -> dict[str, float]:
         if not self.frames or self.val is None:
             return {}
+        student.eval()
         return {"miou": head_miou(student, self.frames, self.val)}
 
 
@@ -133,8 +154,25 @@ def _classes(data: Dataset, tasks: list[str]) -> dict[str, list[str]]:
     lacking = [t for t in tasks if not offered[t]]
     if lacking:
         names = ", ".join(lacking)
-        raise InputError(f"{data.name} has no labels for {names}; choose other --tasks")
+        raise InputError(f"{data.name} has no labels for {names}; choose another --task")
     return {t: list(offered[t] or []) for t in TASKS if t in tasks}
+
+
+def _check_settings(settings: FinetuneSettings, tasks: list[str], unlabelled: bool) -> None:
+    """Refuses what is for classification only, and what boxes cannot take part in."""
+    if settings.mode == "prototype":
+        raise InputError("mode=prototype is for --task classification; choose full or linear")
+    if settings.mix in ("mixup", "manifold"):
+        raise InputError(
+            f"mix={settings.mix} is for --task classification; for masks there is mix=cutmix"
+        )
+    if settings.mix == "cutmix" and "detection" in tasks:
+        raise InputError("mix=cutmix cuts through boxes; leave it out or train segmentation alone")
+    if unlabelled and "segmentation" not in tasks:
+        raise InputError(
+            "--unlabelled needs --task segmentation or classification; boxes are learnt from "
+            "unlabelled images with --pseudo-labels"
+        )
 
 
 def finetune(
@@ -149,50 +187,46 @@ def finetune(
     resume: bool = False,
     devices: int = 1,
     accelerator: str = "auto",
+    head: str = "student",
+    unlabelled: list[Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Trains heads (trunk frozen first) on labelled data and writes the student to ``out``.
+    """Trains heads (trunk frozen first) on labelled data and writes the model to ``out``.
 
     Args:
         encoder: run folder, trunk weights or ``HUB`` to start from; None is random initialisation.
         extra_data: further data with the same classes, for instance pseudo-labelled.
+        head: family of heads, see ``distill.tasks.families``.
+        unlabelled: images to learn from beside the labelled ones, see ``distill.semi``.
     """
     classes = _classes(data, tasks)
+    heads = family_for(head, list(classes))
+    _check_settings(settings, list(classes), bool(unlabelled))
     trainer = Trainer(settings, out, accelerator, devices)
-    student = Student(
-        student_name,
-        {t: len(c) for t, c in classes.items()},
-        settings.neck_width,
-        settings.head_width,
-        settings.head_depth,
-    )
+    model = heads.build(student_name, classes, settings)
+    heads.prepare(model, data)
     if encoder is not None:
-        load_encoder(student, encoder)
-    losses: dict[str, nn.Module] = {}
-    if "segmentation" in classes:
-        masks = [data.read(i).mask for i in range(len(data.samples))]
-        kept = [torch.from_numpy(m[m != _ignored(data)]) for m in masks if m is not None]
-        frequency = class_frequency(kept, len(classes["segmentation"]))
-        losses["segmentation"] = SegmentationLoss(frequency, settings.class_balance)
-    if "detection" in classes:
-        losses["detection"] = DetectionLoss()
+        load_encoder(model, encoder)
+    semi = Consistency(model, settings.semi, heads.logits) if unlabelled else None
+    module = _Module(model, heads, _criteria(data, classes, settings), settings, semi)
     extra = {
         "student": student_name,
+        "head": head,
         "classes": classes,
         "ignore_index": data.ignore_index,
         "encoder": str(encoder) if encoder else None,
         "images": len(data.samples),
         "data": [{"name": data.name, "digest": data.digest()}],
+        "unlabelled": [{"name": d.name, "images": len(d.samples)} for d in unlabelled or []],
     }
     if encoder is not None and encoder.is_dir():
-        from distill.runs import read_config
-
         extra["teachers"] = read_config(encoder).get("teachers", [])
     if trainer.fabric.is_global_zero:
         write_config(out, "finetune", settings, extra)
-    weights = {"segmentation": 1.0, "detection": settings.detection_weight}
-    trainee = _Trainee(_Module(student, losses, weights), val, settings, encoder is not None)
-    identity = {"settings": settings.model_dump(mode="json"), "student": student_name}
-    views = LabelledViews([data, *(extra_data or [])], settings)
+    trainee = _Trainee(module, val, settings, encoder is not None)
+    identity = {"settings": settings.model_dump(mode="json"), "student": student_name, "head": head}
+    views: Any = LabelledViews([data, *(extra_data or [])], settings)
+    if unlabelled:
+        views = WithUnlabelled(views, *_joined(unlabelled), settings)
     averaged = trainer.fit(trainee, views, resume, identity)
     summary = {**extra, "probe": trainee.probe(averaged)}
     if trainer.fabric.is_global_zero:
@@ -201,5 +235,27 @@ def finetune(
     return summary
 
 
-def _ignored(data: Dataset) -> int:
-    return IGNORED if data.ignore_index is None else data.ignore_index
+def _criteria(
+    data: Dataset, classes: dict[str, list[str]], settings: FinetuneSettings
+) -> dict[str, nn.Module]:
+    criteria: dict[str, nn.Module] = {}
+    if "segmentation" in classes:
+        ignored = IGNORED if data.ignore_index is None else data.ignore_index
+        masks = [data.read(i).mask for i in range(len(data.samples))]
+        kept = [torch.from_numpy(m[m != ignored]) for m in masks if m is not None]
+        frequency = class_frequency(kept, len(classes["segmentation"]))
+        criteria["segmentation"] = SegmentationLoss(frequency, settings.class_balance)
+    if "detection" in classes:
+        criteria["detection"] = DetectionLoss()
+    return criteria
+
+
+def _joined(datasets: list[Dataset]) -> tuple[Callable[[int], np.ndarray], int]:
+    """One reader of the images of several datasets, and how many there are."""
+    members = [(d, i) for d in datasets for i in range(len(d.samples))]
+
+    def read(index: int) -> np.ndarray:
+        dataset, i = members[index]
+        return dataset.read(i).image
+
+    return read, len(members)

@@ -15,8 +15,8 @@ from edge_runtime.errors import InputError
 from edge_runtime.frames import Detections, Frame
 
 EVALUATION_SCORE_THRESHOLD = 0.0  # average precision is of the order of scores, not their size
-_IOU_THRESHOLDS = np.array([0.3, *np.linspace(0.5, 0.95, 10)])
-_MAX_DETECTIONS = 100
+IOU_THRESHOLDS = np.array([0.3, *np.linspace(0.5, 0.95, 10)])
+MAX_DETECTIONS = 100
 
 
 def confusion(
@@ -200,7 +200,7 @@ def average_precision(truth: dict[str, Any], results: list[dict[str, Any]]) -> d
         None where there is no object to find.
     """
     names = [category["name"] for category in truth["categories"]]
-    curves = np.full((len(_IOU_THRESHOLDS), 1, len(names)), -1.0)
+    curves = np.full((len(IOU_THRESHOLDS), 1, len(names)), -1.0)
     if truth["annotations"]:
         present = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
         curves[..., [c["id"] in present for c in truth["categories"]]] = 0.0
@@ -225,8 +225,8 @@ def _precision_curves(truth: dict[str, Any], results: list[dict[str, Any]]) -> n
         ) from None
     reference = COCO(truth)
     judge = COCOeval_faster(reference, reference.loadRes(results), iouType="bbox")
-    judge.params.iouThrs = _IOU_THRESHOLDS
-    judge.params.maxDets = [_MAX_DETECTIONS]
+    judge.params.iouThrs = IOU_THRESHOLDS
+    judge.params.maxDets = [MAX_DETECTIONS]
     judge.params.areaRng = [[0, 1e10]]
     judge.params.areaRngLbl = ["all"]
     judge.evaluate()

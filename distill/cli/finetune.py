@@ -35,10 +35,21 @@ def finetune(
     config: Config = None,
     val: Annotated[str | None, typer.Option(help="Held-back dataset.yaml:split.")] = None,
     encoder: Encoder = None,
-    tasks: Annotated[str, typer.Option(help="Comma-separated.")] = "segmentation,detection",
+    tasks: Annotated[
+        str, typer.Option("--task", "--tasks", help="segmentation, detection or both.")
+    ] = "segmentation,detection",
+    head: Annotated[
+        str, typer.Option(help="student, or of workstations: unet, fpn, faster-rcnn, mask-rcnn.")
+    ] = "student",
+    mode: Annotated[
+        str | None, typer.Option(help="full, linear (frozen trunk) or prototype (class means).")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Use only 10% or 40 of the labels.")] = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="Images to learn from beside the labels; repeatable.")
+    ] = None,
     pseudo_labels: Annotated[
-        Path | None, typer.Option(help="Bundle of a larger student that labels the rest.")
+        Path | None, typer.Option(help="Bundle or run of a larger model that labels the rest.")
     ] = None,
     resume: Resume = False,
     seed: Seed = None,
@@ -53,7 +64,8 @@ def finetune(
     """
     from distill.finetuning import finetune as run
 
-    settings = load_settings(FinetuneSettings, config, with_seed(overrides, seed))
+    pairs = [*with_seed(overrides, seed), *([f"mode={mode}"] if mode else [])]
+    settings = load_settings(FinetuneSettings, config, pairs)
     whole = open_data(data, "train")
     used = whole.subset(labels, settings.seed) if labels else whole
     extra = []
@@ -73,6 +85,8 @@ def finetune(
         resume,
         devices,
         accelerator,
+        head,
+        [open_data(u, "train") for u in unlabelled or []],
     )
     finish(
         json_path,
