@@ -20,14 +20,14 @@ from edge_runtime.adaptation.memory import PlaceMemory
 from edge_runtime.adaptation.source import pooled
 from edge_runtime.adaptation.store import AdapterStore, StoreError
 from edge_runtime.adaptation.strategies import Strategy
-from edge_runtime.adaptation.trial import Probe, outcome_of, rehearse
+from edge_runtime.adaptation.trial import Probe, Trial
 from edge_runtime.frames import Frame, Result
 
 log = logging.getLogger(__name__)
 
-HELD = 3  # frames on which candidates are rehearsed and judged
-_REHEARSAL = 6  # forward passes of a rehearsal
-_MIRRORED = 2  # held frames whose mirror image is perceived
+HELD = 3  # frames on which candidates are found and judged
+_PASSES = 3  # most forward passes that a trial adds to one frame
+_STALE = 10  # frames after which a trial whose shift was not declared is begun anew
 _MOMENTUM = 0.05  # of a place's running statistics
 _SURE = 2  # frames in a row that must look like home
 _CLEAR = 4.0  # times nearer to home than to the place: one frame is enough
@@ -89,6 +89,7 @@ class Course:
         self.identity = self.adapter = self.reference.join(ones, zeros)
         self._held: deque[tuple[Frame, Result]] = deque(maxlen=HELD)
         self._place: _Place | None = None
+        self._trial: Trial | None = None
         self._wait, self._patience = 0, _PATIENCE
         self._homely, self._strange, self._age = 0, 0, 0
 
@@ -114,6 +115,7 @@ class Course:
             self.save({"event": event})  # else a restart would resume what was left
         self._homely = self._strange = 0
         self._held.clear()
+        self._trial = None
         self.strategy.reset()
         return event
 
@@ -160,44 +162,50 @@ class Course:
     def _seek(self, drift: Drift) -> str | None:
         """At home: is this a known place, or one to find an adapter for?"""
         self._wait = max(0, self._wait - 1)
-        if len(self._held) < HELD:
+        if len(self._held) == HELD and (event := self._recall()):
+            return event
+        if not drift.suspected or self._wait or self.guard.frozen is not None:
+            self._trial = None  # after a fault the guard would refuse, and that would cost patience
             return None
-        mean, var = self._recent()
-        if self._distance(mean, var, None) > self.threshold and self.memory is not None:
-            place = self.memory.recall(np.concatenate([mean, var]))
-            if place is not None and self.guard.refusal(place.adapter) is None:
-                self.strategy.reset(place.adapter)
-                self.guard.promoted(place.adapter)
-                self._settle(place.adapter, mean, var)
-                return "recalled"
-        if drift.state != "shifted" or self._wait or self.guard.frozen is not None:
-            return None  # after a fault the guard would refuse, and that would cost patience
-        return self._attempt(drift, mean, var)
+        if self._trial is None or (self._trial.age >= _STALE and drift.state == "normal"):
+            self.strategy.reset()
+            self._trial = Trial(
+                self.strategy, self.guard, self.probe, self.identity, self._held, HELD
+            )
+        if self._trial.advance(drift, _PASSES) and drift.state == "shifted":
+            return self._judge(self._trial, drift)
+        return None
 
-    def _attempt(self, drift: Drift, mean: np.ndarray, var: np.ndarray) -> str:
-        """Find a candidate on the held frames and let the guard judge it."""
-        frames = [frame for frame, _ in self._held]
-        self.strategy.reset()
-        candidate = rehearse(self.strategy, self.probe, frames, drift, self.identity, _REHEARSAL)
-        if candidate is self.identity:
+    def _recall(self) -> str | None:
+        """Use what is known of this place, if it is one that is known."""
+        mean, var = self._recent()
+        if self.memory is None or self._distance(mean, var, None) <= self.threshold:
+            return None
+        place = self.memory.recall(np.concatenate([mean, var]))
+        if place is None or self.guard.refusal(place.adapter) is not None:
+            return None
+        self.strategy.reset(place.adapter)
+        self.guard.promoted(place.adapter)
+        self._settle(place.adapter, mean, var)
+        return "recalled"
+
+    def _judge(self, trial: Trial, drift: Drift) -> str:
+        """Let the guard decide on what a trial has found."""
+        if trial.outcomes is None:
             return self.give_up("nothing proposed")
-        now = [result for _, result in self._held]
-        args = self.probe, frames, _MIRRORED
-        current = outcome_of(self.guard, self.identity, *args, results=now)
-        outcome = outcome_of(self.guard, candidate, *args)
-        verdict = self.guard.judge(current, outcome)
+        verdict = self.guard.judge(*trial.outcomes)
         log.info("%s: %s", "promoted" if verdict.promote else "refused", "; ".join(verdict.reasons))
         if not verdict.promote:
             return self.give_up("refused")
-        self.guard.promoted(candidate, outcome)
+        self.guard.promoted(trial.candidate, trial.outcomes[1])
         self._patience = _PATIENCE
-        self._settle(candidate, mean, var)
+        self._settle(trial.candidate, *self._recent())
         self.save({"event": "promoted", "drift": round(drift.score, 4)})
         return "promoted"
 
     def _settle(self, adapter: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
         self._place = _Place(mean, var + np.square(mean))
-        self.adapter = adapter
+        self.adapter, self._trial = adapter, None
         self._homely = self._strange = self._age = 0
 
     def _follow(self, frame: Frame, result: Result, drift: Drift, place: _Place) -> str | None:

@@ -41,6 +41,7 @@ class Drift:
             "scene change" where the statistics moved and came back by themselves.
         mean: float32 [C0], running mean of the first point's channels over the window.
         var: float32 [C0], likewise their variance.
+        suspected: Whether a shift is declared or may be about to be.
     """
 
     score: float
@@ -50,6 +51,7 @@ class Drift:
     event: Literal["shift", "return", "scene change"] | None = None
     mean: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     var: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    suspected: bool = False
 
     @property
     def signature(self) -> np.ndarray:
@@ -102,7 +104,8 @@ class DriftMonitor:
         first = self.reference.first
         score = self.source.distance(self.source.features(means[:, first], variances[:, first]))
         event = self._judge(math.log(max(score, 1e-6) / self.threshold))
-        return Drift(score, per_point, self._state, self._since, event, mean[first], var[first])
+        about = event, mean[first], var[first], self._moved or self._state == "shifted"
+        return Drift(score, per_point, self._state, self._since, *about)
 
     def _judge(self, excess: float) -> Literal["shift", "return", "scene change"] | None:
         """Advance the state by one frame whose log score is `excess` above the threshold."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from edge_runtime.adaptation.drift import Drift
-from edge_runtime.adaptation.evidence import Outcome, mirror_pass
+from edge_runtime.adaptation.evidence import Evidence, Outcome, mirror_pass
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.strategies import Strategy
 from edge_runtime.frames import Frame, Result
 from edge_runtime.perception import Perception
 
 Probe = Callable[[Frame, np.ndarray], Result]  # a frame perceived under an adapter [A]
+Held = Sequence[tuple[Frame, Result]]
+
+_REHEARSAL = 6  # steps of a rehearsal: the first sees a result that exists, the others cost a pass
+_MIRRORED = 2  # frames whose mirror image is perceived, once under either adapter
 
 
 def probe_of(perception: Perception) -> Probe:
@@ -35,59 +40,95 @@ def probe_of(perception: Perception) -> Probe:
     return probe
 
 
-def rehearse(
-    strategy: Strategy,
-    probe: Probe,
-    frames: Sequence[Frame],
-    drift: Drift,
-    adapter: np.ndarray,
-    passes: int,
-) -> np.ndarray:
-    """Let a strategy find its adapter in closed loop on held frames: one forward pass a step.
+class Trial:
+    """A candidate on its way to the guard, by a few forward passes a frame.
+
+    The strategy finds it in closed loop on the newest of the held frames. Then it is perceived on
+    all of those held by then, whose results under the adapter in use exist already.
 
     Args:
         strategy: As reset as it should start.
-        probe: Runs the passes.
-        frames: At least one; gone through again and again.
-        drift: What the monitor makes of them.
-        adapter: float32 [A] to start from.
-        passes: How many steps.
-
-    Returns:
-        float32 [A], the last adapter proposed; `adapter` itself if none was.
-    """
-    for step in range(passes):
-        frame = frames[step % len(frames)]
-        proposed = strategy.observe(frame, probe(frame, adapter), drift)
-        if proposed is None:
-            break
-        adapter = proposed
-    return adapter
-
-
-def outcome_of(
-    guard: Guard,
-    adapter: np.ndarray,
-    probe: Probe,
-    frames: Sequence[Frame],
-    mirrored: int,
-    results: Sequence[Result] | None = None,
-) -> Outcome:
-    """What an adapter leads to on frames.
-
-    Args:
         guard: Reads the evidence.
-        adapter: float32 [A].
         probe: Runs the passes.
-        frames: To perceive.
-        mirrored: Of how many frames the mirror image is perceived, too.
-        results: Of the frames under this adapter, where they exist already.
+        current: float32 [A], the adapter in use.
+        held: The newest frames with their results under it, at least one; the caller adds to it.
+        wanted: How many frames the candidate is judged on.
+
+    Attributes:
+        candidate: float32 [A], as far as it is found; `current` while nothing was proposed.
+        outcomes: What the adapter in use and the candidate lead to; None until the last pass.
+        done: Whether there is nothing left to find out.
+        age: Frames since it began.
     """
-    evidence = []
-    for index, frame in enumerate(frames):
-        result = probe(frame, adapter) if results is None else results[index]
-        mirror = None
-        if index < mirrored:
-            mirror = mirror_pass(lambda turned: probe(turned, adapter), frame)
-        evidence.append(guard.evidence(result, mirror, frame))
-    return guard.outcome(adapter, evidence)
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        guard: Guard,
+        probe: Probe,
+        current: np.ndarray,
+        held: Held,
+        wanted: int,
+    ) -> None:
+        self.strategy, self.guard, self.probe = strategy, guard, probe
+        self.current = self.candidate = current
+        self.outcomes: tuple[Outcome, Outcome] | None = None
+        self.done, self.age = False, 0
+        self._held, self._wanted = held, wanted
+        self._drift: Drift | None = None
+        self._passes = self._run()
+
+    def advance(self, drift: Drift, passes: int) -> bool:
+        """Spend at most so many forward passes; whether there is nothing left to find out.
+
+        Args:
+            drift: What the monitor makes of the newest frame.
+            passes: Of the network.
+        """
+        # A candidate is sought before the shift is declared, so that it is there when it is.
+        self._drift = replace(drift, state="shifted")
+        self.age += 1
+        for _ in range(passes + (self.age == 1)):
+            if next(self._passes, None) is None:
+                self.done = True
+                break
+        return self.done
+
+    def _run(self) -> Iterator[bool]:
+        """Yields before each forward pass, and where frames are waited for."""
+        yield from self._rehearse()
+        if self.candidate is self.current:
+            return
+        while len(self._held) < self._wanted:
+            yield False
+        now: list[Evidence] = []
+        then: list[Evidence] = []
+        for index, (frame, result) in enumerate(list(self._held)):
+            yield True
+            found = self.probe(frame, self.candidate)
+            for adapter, of, into in ((self.current, result, now), (self.candidate, found, then)):
+                mirrored = None
+                if index < _MIRRORED:
+                    yield True
+                    mirrored = self._mirrored(frame, adapter)
+                into.append(self.guard.evidence(of, mirrored, frame))
+        self.outcomes = (
+            self.guard.outcome(self.current, now),
+            self.guard.outcome(self.candidate, then),
+        )
+
+    def _mirrored(self, frame: Frame, adapter: np.ndarray) -> Result:
+        return mirror_pass(lambda turned: self.probe(turned, adapter), frame)
+
+    def _rehearse(self) -> Iterator[bool]:
+        frame, result = self._held[-1]
+        for step in range(_REHEARSAL):
+            if step:
+                yield True
+                frame = self._held[-1 - step % len(self._held)][0]
+                result = self.probe(frame, self.candidate)
+            assert self._drift is not None
+            proposed = self.strategy.observe(frame, result, self._drift)
+            if proposed is None:
+                return
+            self.candidate = proposed

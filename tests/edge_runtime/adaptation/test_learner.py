@@ -188,3 +188,29 @@ def test_controls_may_come_from_another_thread(world: World) -> None:
 def test_an_unknown_mode_is_refused(world: World) -> None:
     with pytest.raises(InputError, match="mode 'on!'"):
         Learner(world.bundle, mode="on!")
+
+
+def test_a_trial_spends_few_passes_on_any_one_frame(world: World) -> None:
+    """And is ready when the shift is declared, since it begins at the first suspicion."""
+    robot = Robot(world)
+    passes, spent = 0, []
+    probe = robot.learner._course.probe
+
+    def counted(frame: Frame, adapter: np.ndarray) -> Any:
+        nonlocal passes
+        passes += 1
+        return probe(frame, adapter)
+
+    robot.learner._course.probe = counted
+    declared = promoted = None
+    robot.drive(10)
+    for index in range(40):
+        before = passes
+        robot.drive(1, CAST)
+        spent.append(passes - before)
+        if "shift" in robot.events and declared is None:
+            declared = index
+        if "promoted" in robot.events and promoted is None:
+            promoted = index
+    assert declared is not None and promoted is not None and promoted <= declared + 2
+    assert max(spent) == 3 and sum(spent) == 12
