@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from distill.data.opening import open_data as open_data
+from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
 from edge_runtime.terminal import console
 
@@ -40,6 +41,14 @@ Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 def with_seed(pairs: list[str] | None, seed: int | None) -> list[str]:
     """Overrides with --seed as one of them."""
     return [*(pairs or []), *([f"seed={seed}"] if seed is not None else [])]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of ``HEIGHTxWIDTH``."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() for p in parts):
+        raise InputError(f"size {text!r} is not HEIGHTxWIDTH, for instance 256x320")
+    return int(parts[0]), int(parts[1])
 
 
 def finish(json_path: Path | None, figures: dict[str, Any], wrote: list[Path], then: str) -> None:

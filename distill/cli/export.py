@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.app import Json, app, finish, open_data
-from edge_runtime.errors import InputError
+from distill.cli.app import Json, app, finish, open_data, parse_size
 from edge_runtime.terminal import console
 
 
@@ -29,7 +28,7 @@ def export(
     """A fine-tuned run into a bundle, checked against torch."""
     from distill.export import export as write
 
-    shape = _parse_size(size) if size else None
+    shape = parse_size(size) if size else None
     judge = open_data(evaluate_on, "val") if evaluate_on else None
     bundle, metrics = write(
         run, open_data(data, "train"), out, shape, top_k, mask_confidence, overwrite, judge
@@ -40,10 +39,3 @@ def export(
         f"boxes within {parity['box_px']:.4f} px"
     )
     finish(json_path, metrics, [bundle.path], f"fieldsight-distill evaluate {out} --data {data}")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() for p in parts):
-        raise InputError(f"size {text!r} is not HEIGHTxWIDTH, for instance 256x320")
-    return int(parts[0]), int(parts[1])

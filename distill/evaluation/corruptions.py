@@ -133,24 +133,25 @@ def corruption_errors(
     return CorruptionErrors(clean, found)
 
 
-def mean_corruption_error(own: CorruptionErrors, baseline: CorruptionErrors) -> float:
+def mean_corruption_error(
+    own: CorruptionErrors, baseline: CorruptionErrors
+) -> tuple[float | None, list[str]]:
     """mCE (Hendrycks & Dietterich 2019, section 4.1): 1 is as good as the baseline, lower better.
 
     Mean over corruptions of the error summed over severities, divided by the baseline's.
 
-    Raises:
-        InputError: the baseline makes no error under a corruption.
+    Returns:
+        The figure, and the corruptions that are left out of it, as the baseline makes no error
+        under them, to which nothing can be relative; None where that is so of all.
     """
-    ratios = []
+    ratios, left_out = [], []
     for name, errors in own.errors.items():
         reference = sum(baseline.errors[name])
         if reference == 0:
-            raise InputError(
-                f"the baseline makes no error under {name}, so nothing can be relative to it; "
-                "judge on more images"
-            )
-        ratios.append(sum(errors) / reference)
-    return float(np.mean(ratios))
+            left_out.append(name)
+        else:
+            ratios.append(sum(errors) / reference)
+    return (float(np.mean(ratios)) if ratios else None), left_out
 
 
 def corruption_figures(
@@ -165,6 +166,8 @@ def corruption_figures(
         "error": own.errors,
     }
     if baseline is not None:
-        figures["mce"] = mean_corruption_error(own, baseline)
+        figures["mce"], left_out = mean_corruption_error(own, baseline)
+        if left_out:
+            figures["mce_without"] = left_out
         figures["baseline"] = corruption_figures(baseline)
     return figures

@@ -40,6 +40,7 @@ class OpenedEncoder:
 def open_encoder(spec: str, seed: int = 0) -> OpenedEncoder:
     """Opens ``NAME`` (weights of the hub), ``NAME@FILE.safetensors`` or a run folder.
 
+    ``RUN@FILE`` takes the run's trunk with other weights, such as those of an earlier epoch.
     ``NAME@random`` and ``RUN@random`` are the same trunk with random weights: the baseline that a
     trained one has to beat.
 
@@ -85,13 +86,18 @@ def _weights_file(run: Path | None, source: str) -> Path | None:
     """The file to load; None for random weights or the hub's."""
     if source == RANDOM:
         return None
-    if run is not None:
+    if run is not None and not source:
         return run / WEIGHTS
     if not source:
         return None
-    if not Path(source).is_file():
-        raise InputError(f"weights {source} not found; give an existing .safetensors, or {RANDOM}")
-    return Path(source)
+    places = [Path(source), *([run / source] if run else [])]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(
+        f"weights {source} not found{f' there or in {run}' if run else ''}; give an existing "
+        f".safetensors, or {RANDOM}"
+    )
 
 
 def _run_settings(run: Path) -> dict[str, Any]:

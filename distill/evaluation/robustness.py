@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,19 +141,3 @@ class CorruptedDataset(Dataset):
         """One frame, corrupted as its index says, and its labels."""
         frame = super().read(index)
         return dataclasses.replace(frame, image=self.corrupt(frame.image, index))
-
-
-def dataset_errors(
-    metric: Callable[[Dataset], float], dataset: Dataset, seed: int = 0, progress: bool = True
-) -> CorruptionErrors:
-    """1 - metric of a model on a dataset under all corruptions, applied to raw frames.
-
-    Args:
-        metric: what the model reaches on a dataset, such as its mIoU, 0 to 1.
-        dataset: labelled frames.
-        seed: of what is random in a corruption.
-        progress: show a bar.
-    """
-    return corruption_errors(
-        lambda corrupt: 1 - metric(CorruptedDataset.of(dataset, corrupt)), seed, progress
-    )
