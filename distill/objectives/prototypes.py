@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules.heads import DINOProjectionHead
-from lightly.utils.dist import world_size
 from pydantic import Field
 from torch import Tensor
 
 from distill.objectives.momentum import MomentumOptions
+from distill.objectives.ranks import gathered
 from distill.objectives.schedules import linear_warmup
 from distill.objectives.views import MultiCropOptions
 
@@ -69,13 +67,11 @@ def assign(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Balanced soft assignment of rows [N, K] to prototypes by Sinkhorn-Knopp, in float32.
 
     Caron et al. 2020 (SwAV), section 3; three iterations as in Oquab et al. 2023, section 4. Rows
-    of all processes are balanced together.
+    of all processes are balanced together. In logarithms, since the exponentials that lightly's
+    version normalises vanish at low temperatures and leave prototypes that nothing adds up to.
     """
-    if not len(logits) and world_size() == 1:
-        return logits
-    logits = logits.float()
-    # The exponential of large logits overflows; one shift for all processes changes nothing else.
-    top = logits.max() if len(logits) else logits.new_tensor(-torch.inf)
-    if world_size() > 1:
-        dist.all_reduce(top, dist.ReduceOp.MAX)
-    return sinkhorn(logits - top, iterations, temperature, gather_distributed=True)
+    scores = logits.float() / temperature
+    for _ in range(iterations):
+        scores = scores - gathered(scores.logsumexp(0, keepdim=True)).logsumexp(0)
+        scores = scores - scores.logsumexp(1, keepdim=True)
+    return scores.exp()
