@@ -46,7 +46,7 @@ class SyncedBatchNorm(_BatchNorm):
             normalised: Tensor = super().forward(input)
             return self.after(normalised)
         over = [d for d in range(input.ndim) if d != 1]
-        wide = input.float()
+        wide = input if input.dtype == torch.float64 else input.float()
         shape = [1, -1] + [1] * (input.ndim - 2)
         count = _total(wide.new_tensor([wide.numel() / wide.shape[1]]))
         mean = _total(wide.sum(over)) / count

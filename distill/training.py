@@ -136,8 +136,9 @@ class Trainer:
     def _setup(self, trainee: Trainee) -> tuple[Any, Any]:
         """The module and its optimiser as Fabric wraps them; sharding replaces parameters."""
         s, fabric = self.settings, self.fabric
-        # Convolutions on CPUs and tensor cores are fastest with channels last.
-        trainee.module.to(memory_format=torch.channels_last)
+        if s.strategy != "fsdp":  # which shards contiguous parameters only
+            # Convolutions on CPUs and tensor cores are fastest with channels last.
+            trainee.module.to(memory_format=torch.channels_last)
         if s.sync_batchnorm and fabric.world_size > 1:
             synchronise_batch_norms(trainee.module, fabric.device)
         module = fabric.setup_module(trainee.module)
