@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.images import Images
+from distill.data.shards import ShardImages
 from distill.data.views import resize_image
 from distill.encoders import Encoder
 from distill.evaluation import page
@@ -42,14 +45,18 @@ def encoder_page(opened: OpenedEncoder, judged: Judgement, seed: int = 0) -> str
     if opened.run is not None:
         parts += _curves(opened.run)
     parts += [_map(judged, names, seed), _neighbours(opened, judged, names, seed)]
-    parts += [_dense(opened, judged, seed)]
+    parts += [_dense(opened, judged, seed), _objects(opened, judged, seed)]
     return page.document(f"Encoder {opened.title}", [p for p in parts if p])
 
 
 def class_names(source: Images) -> dict[int, str]:
-    """Names of classes by number, where the source has them; else their numbers."""
+    """Names of classes by number: of folders, or of a classes.json beside shards, if any."""
     known = getattr(source, "classes", None)
-    return dict(enumerate(known)) if known else {}
+    if isinstance(source, ShardImages):
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads((source.paths[0].parent / "classes.json").read_text())
+    named = isinstance(known, list) and all(isinstance(name, str) for name in known)
+    return dict(enumerate(known)) if known and named else {}
 
 
 def _name(names: dict[int, str], label: int) -> str:
@@ -157,6 +164,30 @@ def _dense(opened: OpenedEncoder, judged: Judgement, seed: int) -> str:
         + "; first three principal components over all pictures as red, green and blue."
     )
     return page.section("Dense features", note, page.grid(cells, 8))
+
+
+def _objects(opened: OpenedEncoder, judged: Judgement, seed: int) -> str:
+    """Masks of the prototypes over pictures, where the method learns some."""
+    if opened.method != "slotmim" or opened.run is None:
+        return ""
+    from distill.evaluation.objective_run import open_objective
+    from distill.evaluation.objects import PrototypeGroups, object_overlays
+    from distill.objectives.slotmim import SlotMIM
+
+    objective, _ = open_objective(opened.run)
+    assert isinstance(objective, SlotMIM)
+    test = judged.test
+    chosen = test.indices[spread_over_classes(test.labels, _DENSE, seed)]
+    images = [judged.test_source.read(int(i)) for i in chosen]
+    size = dense_size(opened.encoder, opened.size)
+    overlays = object_overlays(PrototypeGroups(objective), images, size)
+    cells = [
+        cell
+        for image, overlay in zip(images, overlays, strict=True)
+        for cell in ((page.picture(image), ""), (page.picture(overlay), ""))
+    ]
+    note = "Each pixel's best prototype in its colour, the same in all pictures; outlined in white."
+    return page.section("Objects by prototype", note, page.grid(cells, 4))
 
 
 def read_metrics(run: Path) -> dict[str, tuple[list[float], list[float]]]:

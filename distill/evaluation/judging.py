@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,7 @@ def judge_encoder(
     dense = _dense(opened, source, options)
     if dense:
         figures["dense"] = dense
+        figures["dense"].update(_objects(opened, source, options))
     return Judgement(figures, train, judged, data, source, probe)
 
 
@@ -201,6 +202,21 @@ def _dense(opened: OpenedEncoder, source: Images, options: JudgeOptions) -> dict
         return maps
 
     return {"linear_miou": linear_miou(dense, frames, source.dataset), "frames": len(frames)}
+
+
+def _objects(opened: OpenedEncoder, source: Images, options: JudgeOptions) -> dict[str, Any]:
+    """Mean best overlap of the masks of prototypes, where the method learns some."""
+    if opened.method != "slotmim" or opened.run is None or not isinstance(source, FileImages):
+        return {}
+    from distill.evaluation.objective_run import open_objective
+    from distill.evaluation.objects import PrototypeGroups, mean_best_overlap
+    from distill.objectives.slotmim import SlotMIM
+
+    objective, _ = open_objective(opened.run)
+    assert isinstance(objective, SlotMIM)
+    chosen = drawn(len(source.dataset), options.frames, options.seed)
+    part = replace(source.dataset, samples=[source.dataset.samples[i] for i in chosen])
+    return {"mean_best_overlap": mean_best_overlap(PrototypeGroups(objective), part, opened.size)}
 
 
 def spread_over_classes(labels: Tensor, count: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tarfile
 
 import cv2
 import numpy as np
@@ -19,16 +20,23 @@ from distill.data.class_folders import open_classified
 from distill.encoders import Encoder, EncoderSpec
 from distill.evaluation import page
 from distill.evaluation.encoder_page import (
+    class_names,
     dense_size,
     embed,
+    encoder_page,
     principal_colours,
     read_metrics,
 )
 from distill.evaluation.judging import JudgeOptions, judge_encoder, spread_over_classes
 from distill.evaluation.opening import OpenedEncoder, open_encoder
 from distill.evaluation.per_image import read_per_image
+from distill.objectives.protocol import objective
+from distill.pretraining import read_options
+from distill.runs import write_config
+from distill.settings import PretrainSettings
 from edge_runtime.errors import InputError
 
+SLOTS = {"prototypes": 6}
 QUICK = JudgeOptions(view_images=10, views=2, progress=False)
 
 
@@ -229,3 +237,52 @@ def test_a_transformer_is_judged_alike(coloured):
     opened = OpenedEncoder("vit", Encoder(spec).eval(), (32, 32))
     found = judge_encoder(opened, open_classified(str(coloured)), None, QUICK)
     assert found.figures["labels"]["linear_top1"] > 0.9
+
+
+@pytest.fixture
+def slot_run(tmp_path):
+    """A run of slotmim with few prototypes, as pretrain leaves it, at its random start."""
+    torch.manual_seed(0)
+    method = objective("slotmim")
+    arguments = {"img_size": 32, "patch_size": 8}
+    built = method(Encoder(EncoderSpec("test_vit", arguments)), read_options(method, SLOTS))
+    folder = tmp_path / "slots"
+    settings = PretrainSettings(
+        method="slotmim", encoder="test_vit", encoder_args=arguments, size=(32, 32), options=SLOTS
+    )
+    write_config(folder, "pretrain", settings, {})
+    torch.save({"module": built.state_dict()}, folder / "checkpoint.pt")
+    weights = {k: v.contiguous() for k, v in built.kept().model.state_dict().items()}
+    save_file(weights, folder / "encoder.safetensors")
+    return folder
+
+
+def test_prototypes_are_shown_as_objects_and_judged_by_masks(slot_run, camvid):
+    opened = open_encoder(str(slot_run))
+    quick = dataclasses.replace(QUICK, limit=12, frames=4, view_images=0)
+    judged = judge_encoder(opened, open_classified(f"{camvid}:val"), None, quick)
+    assert 0 < judged.figures["dense"]["mean_best_overlap"] < 1
+    text = encoder_page(opened, judged)
+    assert "Objects by prototype" in text
+    (slot_run / "checkpoint.pt").unlink()
+    with pytest.raises(InputError, match="holds the prototypes"):
+        encoder_page(opened, judged)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('["cat", "dog"]', {0: "cat", 1: "dog"}),
+        ('{"cat": 0}', {}),
+        ("[1, 2]", {}),
+        ("not json", {}),
+        (None, {}),
+    ],
+)
+def test_names_of_classes_beside_shards(tmp_path, coloured, content, expected):
+    picture = next((coloured / "red").iterdir())
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(picture, "0.png")
+    if content is not None:
+        (tmp_path / "classes.json").write_text(content)
+    assert class_names(open_classified(str(tmp_path / "some.tar"))) == expected
