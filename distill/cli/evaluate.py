@@ -69,6 +69,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Write one self-contained HTML page here.", rich_help_panel=_ENCODER),
     ] = None,
+    checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoints",
+            help="Each epoch that a run kept, and which figures follow the probe's error.",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of every draw.", rich_help_panel=_ENCODER)] = 0,
     accelerator: Annotated[
         str, typer.Option(help="auto, cpu, cuda", rich_help_panel=_ENCODER)
@@ -114,6 +122,7 @@ def evaluate(
             views=views,
             size=size,
             report=report,
+            checkpoints=checkpoints,
             robustness=robustness,
             baseline=baseline,
             epsilon=epsilon,
@@ -125,10 +134,10 @@ def evaluate(
         figures, written = evaluate_encoder(model, data, asked)
         then = f"fieldsight-distill distill --teacher {model} --data {data} --out DIR"
         return finish(json_path, figures, written, then)
-    if test or report or size:
+    if test or report or size or checkpoints:
         raise InputError(
-            f"{model} is no encoder: --test, --report and --size are for encoders; give what to "
-            "judge by as --data"
+            f"{model} is no encoder: --test, --report, --size and --checkpoints are for encoders; "
+            "give what to judge by as --data"
         )
     _evaluate_model(Path(model), data, limit, per_image, json_path, robustness, baseline,
                     robustness_images)  # fmt: skip

@@ -39,6 +39,7 @@ class EncoderRequest:
     views: int
     size: str | None
     report: Path | None
+    checkpoints: bool
     robustness: bool
     baseline: str | None
     epsilon: float
@@ -68,7 +69,8 @@ def evaluate_encoder(
         limit=asked.limit, test_limit=asked.test_limit, views=asked.views, seed=asked.seed
     )
     test = open_classified(asked.test, "val") if asked.test else None
-    judged = judge_encoder(opened, open_classified(data), test, options)
+    data_source = open_classified(data)
+    judged = judge_encoder(opened, data_source, test, options)
     figures = judged.figures
     if asked.robustness:
         baseline = None
@@ -77,6 +79,10 @@ def evaluate_encoder(
         figures["robustness"] = encoder_robustness(
             opened, judged, baseline, asked.epsilon / 255, asked.robustness_images, options
         )
+    if asked.checkpoints:
+        from distill.evaluation.tracking import track
+
+        figures["checkpoints"] = track(opened, data_source, test, options)
     show(figures, f"Encoder {opened.title}")
     if judged.probe is None:
         console.print(
@@ -118,13 +124,25 @@ def _prepared(opened: Any, size: str | None, device: torch.device) -> Any:
 
 def show(figures: dict[str, Any], title: str) -> None:
     """Prints figures as tables; robustness as one of its own, a corruption a row."""
-    plain = {k: v for k, v in figures.items() if k != "robustness"}
+    plain = {k: v for k, v in figures.items() if k not in ("robustness", "checkpoints")}
     table = table_of(title)
     for name, value in flat(plain):
         table.add_row(name, value)
     console.print(table)
+    if "checkpoints" in figures:
+        show_correlations(figures["checkpoints"]["correlation"])
     if "robustness" in figures:
         show_robustness(figures["robustness"])
+
+
+def show_correlations(found: dict[str, dict[str, float]]) -> None:
+    """Prints the rank correlation of figures with the probe's error, one a row."""
+    table = table_of("Rank correlation with the probe's error", "figure", "r", "95%", "tau", "p")
+    for name, r in found.items():
+        interval = f"{r['low']:+.2f} to {r['high']:+.2f}"
+        row = f"{r['spearman']:+.2f}", interval, f"{r['kendall']:+.2f}", f"{r['p']:.2g}"
+        table.add_row(name, *row)
+    console.print(table)
 
 
 def show_robustness(found: dict[str, Any]) -> None:
