@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -23,6 +25,28 @@ class EncoderSpec:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+
+
+RUN_WEIGHTS = "encoder.safetensors"
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """Settings of a finished run of ``pretrain``: its encoder, encoder_args, size and more.
+
+    Raises:
+        InputError: it is none, or has no weights yet.
+    """
+    try:
+        settings = dict(json.loads((run / "config.json").read_text())["settings"])
+        settings["encoder"], settings["size"], settings["encoder_args"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run} is not a run folder of pretrain: config.json: {error!r}; give a timm model, "
+            "NAME@FILE.safetensors or such a folder"
+        ) from error
+    if not (run / RUN_WEIGHTS).is_file():
+        raise InputError(f"{run} has no {RUN_WEIGHTS}: its run is not finished")
+    return settings
 
 
 class Encoder(nn.Module):
@@ -47,7 +71,10 @@ class Encoder(nn.Module):
             )
         except Exception as error:
             raise InputError(
-                f"encoder {spec.name!r} cannot be built ({type(error).__name__}: {error}); "
+                f"weights of {spec.name} cannot be had from the hub ({type(error).__name__}: "
+                f"{error}); give them as a .safetensors file: {spec.name}@FILE.safetensors"
+                if hub
+                else f"encoder {spec.name!r} cannot be built ({type(error).__name__}: {error}); "
                 "choose a timm model and arguments that it takes"
             ) from error
         config = self.model.pretrained_cfg

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.data.labelled import LabelledViews
+from distill.encoders import RUN_WEIGHTS
 from distill.evaluation.probe import head_miou, probe_frames
 from distill.runs import read_config, save_student, write_config
 from distill.semi import Consistency, WithUnlabelled
@@ -43,7 +44,8 @@ def load_encoder(student: Student, source: Path) -> None:
         _load_from_hub(student)
         return
     if source.is_dir():
-        source = source / "student.safetensors"
+        own = source / "student.safetensors"
+        source = own if own.is_file() else source / RUN_WEIGHTS
     if not source.is_file():
         raise InputError(f"encoder {source} not found; give a run folder or a .safetensors file")
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.checkpoints import gathered_weights
 from distill.data.images import JoinedImages
 from distill.data.multiview import MultiViews
-from distill.encoders import Encoder, EncoderSpec
+from distill.encoders import RUN_WEIGHTS, Encoder, EncoderSpec
 from distill.objectives.protocol import Objective, ObjectiveOptions, objective
 from distill.pretraining_probe import PretrainProbe, check_images
 from distill.runs import write_config
@@ -26,7 +26,7 @@ from distill.training import Trainee, Trainer
 from edge_runtime.errors import InputError, RefusedError, explain_validation
 from edge_runtime.files import atomic_write_bytes, atomic_write_text
 
-WEIGHTS = "encoder.safetensors"
+WEIGHTS = RUN_WEIGHTS
 RECIPES = Path(__file__).parent / "recipes" / "pretrain"
 # What may change when a run goes on.
 _FREE = {"workers", "timeout", "log_every", "checkpoint_every", "bad_steps", "keep_encoders"}

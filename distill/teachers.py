@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -13,20 +14,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill.encoders import RUN_WEIGHTS, Encoder, EncoderSpec, run_settings
 from distill.standardise import Standardiser
 from edge_runtime.errors import InputError
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """``NAME`` or ``NAME@weights.safetensors`` as given to ``--teacher``."""
+    """``NAME``, ``NAME@weights.safetensors`` or a run of ``pretrain``, as given to ``--teacher``.
+
+    ``arguments`` change the architecture: those of the run that the weights come from.
+    """
 
     name: str
     weights: Path | None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> TeacherSpec:
         """Splits the argument; the file, if any, must exist."""
+        if (run := Path(text)).is_dir():
+            settings = run_settings(run)
+            return cls(settings["encoder"], run / RUN_WEIGHTS, settings["encoder_args"])
         name, _, file = text.partition("@")
         weights = Path(file) if file else None
         if weights is not None and not weights.is_file():
@@ -34,14 +43,24 @@ class TeacherSpec:
         if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and "/" not in name:
             close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
             raise InputError(f"timm knows no model {name!r}; near it: {', '.join(close) or 'none'}")
-        return cls(name, weights)
+        return cls(name, weights, _arguments_beside(name, weights))
 
     def digest(self) -> str:
         """Identifies name and weights, for cache keys."""
-        digest = hashlib.sha256(self.name.encode())
+        digest = hashlib.sha256(f"{self.name}{self.arguments or ''}".encode())
         if self.weights is not None:
             digest.update(self.weights.read_bytes())
         return digest.hexdigest()[:16]
+
+
+def _arguments_beside(name: str, weights: Path | None) -> dict[str, Any]:
+    """Arguments of the run whose file this is; none where it is no run's."""
+    if weights is None or weights.name != RUN_WEIGHTS:
+        return {}
+    if not (weights.parent / "config.json").is_file():
+        return {}
+    settings = run_settings(weights.parent)
+    return dict(settings["encoder_args"]) if settings["encoder"] == name else {}
 
 
 def licences(teachers: list[str]) -> str | None:
@@ -54,6 +73,9 @@ def licences(teachers: list[str]) -> str | None:
 def load_weights(model: nn.Module, path: Path, what: str) -> None:
     """Loads a safetensors file into a model; the head's classifier may be absent from either.
 
+    A model that gives features of several levels has other names in timm than the whole one
+    (``stages_0`` for ``stages.0``, or ``model.`` before all): names count as equal up to that.
+
     Raises:
         InputError: the file is unreadable or belongs to another architecture.
     """
@@ -61,16 +83,27 @@ def load_weights(model: nn.Module, path: Path, what: str) -> None:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    load_state(model, state, path, what)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], source: object, what: str) -> None:
+    """Loads weights by name; see `load_weights`."""
     own = model.state_dict()
-    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    by_level = {_flat(k): v for k, v in state.items()}
+    fits = {k: state.get(k, by_level.get(_flat(k))) for k in own}
+    wrong = [k for k, v in fits.items() if v is not None and own[k].shape != v.shape]
+    missing = [k for k, v in fits.items() if v is None and not k.endswith("num_batches_tracked")]
     if wrong or missing:
         example = wrong[0] if wrong else missing[0]
         raise InputError(
-            f"{path} does not fit {what}: {len(missing)} of {len(own)} tensors missing, "
+            f"{source} does not fit {what}: {len(missing)} of {len(own)} tensors missing, "
             f"{len(wrong)} of another shape (first: {example}); give weights of that architecture"
         )
-    model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    model.load_state_dict({k: v for k, v in fits.items() if v is not None}, strict=False)
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix("model.").replace(".", "_")
 
 
 class Teacher(nn.Module):
@@ -83,28 +116,16 @@ class Teacher(nn.Module):
     def __init__(self, spec: TeacherSpec) -> None:
         super().__init__()
         self.spec = spec
-        hub = spec.weights is None
-        probe = timm.create_model(spec.name, pretrained=False, num_classes=0)
-        self.is_vit = hasattr(probe, "patch_embed") and hasattr(probe, "num_prefix_tokens")
-        try:
-            if self.is_vit:
-                self.model = timm.create_model(
-                    spec.name, pretrained=hub, num_classes=0, dynamic_img_size=True
-                )
-            else:
-                self.model = timm.create_model(spec.name, pretrained=hub, features_only=True)
-        except Exception as error:
-            if not hub:
-                raise
-            raise InputError(
-                f"weights of {spec.name} cannot be had from the hub ({type(error).__name__}: "
-                f"{error}); give them as {spec.name}@FILE.safetensors"
-            ) from error
+        whole = Encoder(EncoderSpec(spec.name, spec.arguments), hub=spec.weights is None)
+        self.is_vit, self.model = whole.is_vit, whole
+        if not self.is_vit:
+            self.model = timm.create_model(spec.name, features_only=True, **spec.arguments)
+            load_state(self.model, whole.model.state_dict(), spec.name, f"teacher {spec.name}")
         if spec.weights is not None:
-            load_weights(self.model, spec.weights, f"teacher {spec.name}")
-        config = probe.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255)
+            own = whole.model if self.is_vit else self.model
+            load_weights(own, spec.weights, f"teacher {spec.name}")
+        self.register_buffer("mean", torch.tensor(whole.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(whole.std).view(1, 3, 1, 1) * 255)
         self.standardiser: Standardiser | None = None
         self.eval().requires_grad_(False)
         with torch.no_grad():
@@ -118,22 +139,10 @@ class Teacher(nn.Module):
             image: uint8 [B, H, W, 3], RGB.
         """
         x = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        dense, pooled = self._tokens(x) if self.is_vit else self._maps(x)
+        dense, pooled = self.model(x) if self.is_vit else self._maps(x)
         if self.standardiser is not None:
             dense = self.standardiser(dense)
         return dense, pooled
-
-    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        patch = self.model.patch_embed.patch_size
-        height, width = (s // p for s, p in zip(x.shape[-2:], patch, strict=True))
-        size = (height * patch[0], width * patch[1])
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
-        tokens = self.model.forward_features(x)
-        prefix = self.model.num_prefix_tokens
-        patches = tokens[:, prefix:]
-        pooled = tokens[:, 0] if prefix else patches.mean(1)
-        return patches.transpose(1, 2).unflatten(2, (height, width)), pooled
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.model(x)

@@ -14,4 +14,4 @@ def main() -> None:
     run_app(app, extra="workstation")
 
 
-__all__ = ["app", "distill", "evaluate", "export", "finetune", "main", "pretrain"]
+__all__ = ["app", "compare", "distill", "evaluate", "export", "finetune", "main", "pretrain"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import timm
 import torch
 
-from distill.encoders import Encoder, EncoderSpec
+from distill.encoders import RUN_WEIGHTS, Encoder, EncoderSpec, run_settings
 from distill.teachers import load_weights
 from edge_runtime.errors import InputError
 
 RANDOM = "random"
-WEIGHTS = "encoder.safetensors"
+WEIGHTS = RUN_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def open_encoder(spec: str, seed: int = 0) -> OpenedEncoder:
     run = Path(name)
     settings: dict[str, Any] | None = None
     if (run / "config.json").is_file() or run.is_dir():
-        settings = _run_settings(run)
+        settings = run_settings(run)
         name = settings["encoder"]
         arguments = dict(settings.get("encoder_args") or {})
     elif timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) or "/" in name:
@@ -98,19 +97,3 @@ def _weights_file(run: Path | None, source: str) -> Path | None:
         f"weights {source} not found{f' there or in {run}' if run else ''}; give an existing "
         f".safetensors, or {RANDOM}"
     )
-
-
-def _run_settings(run: Path) -> dict[str, Any]:
-    """Settings of a finished pretraining run."""
-    try:
-        config = json.loads((run / "config.json").read_text())
-        settings = config["settings"]
-        settings["encoder"], settings["size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{run} is not a run folder of pretrain: config.json: {error!r}; give a timm model, "
-            "NAME@FILE.safetensors or such a folder"
-        ) from error
-    if not (run / WEIGHTS).is_file():
-        raise InputError(f"{run} has no {WEIGHTS}: its run is not finished")
-    return dict(settings)
