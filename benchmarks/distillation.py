@@ -113,8 +113,16 @@ def main() -> None:
         }
         if args.peer:
             images = link_images(args.data, folder)
-            peer = [str(args.peer), str(HERE / "lightly_peer.py"), str(images)]
-            peer += [str(folder / "peer"), args.student, str(args.batch_size), str(args.size)]
+            asked = {
+                "data": str(images),
+                "out": str(folder / "peer"),
+                "model": f"timm/{args.student}",
+                "method": "distillation",
+                "method_args": {"teacher": "timm/vit_small_patch16_224"},
+                "batch_size": args.batch_size,
+                "transform_args": {"image_size": (args.size, args.size)},
+            }
+            peer = [str(args.peer), str(HERE / "lightly_peer.py"), json.dumps(asked)]
             figures["LightlyTrain"] = measure(peer)
     table = Table("run", "images/s, epoch 2", "over no cache", "over LightlyTrain")
     for name, value in figures.items():

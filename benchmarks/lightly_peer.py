@@ -1,7 +1,8 @@
-"""One row of benchmarks/distillation.py: LightlyTrain's distillation, second epoch, images/s.
+"""One row of a benchmark's peer: LightlyTrain's second epoch, images a second.
 
 Run by a Python of its own that has `lightly-train` installed; needs nothing of this project.
-Arguments: IMAGES OUT STUDENT BATCH_SIZE SIZE. The last line printed is the figure.
+Its argument is a JSON object, arguments of `lightly_train.pretrain`. The last line printed is the
+figure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def main() -> None:
-    images, out, student, batch, size = sys.argv[1:]
+    asked = json.loads(sys.argv[1])
+    images, batch = asked["data"], asked["batch_size"]
     import lightly_train
     from pytorch_lightning import Trainer
 
@@ -46,23 +48,17 @@ def main() -> None:
     Trainer.fit = timed
     total = len(list(Path(images).iterdir()))
     lightly_train.pretrain(
-        out=out,
-        data=images,
-        model=f"timm/{student}",
-        method="distillation",
-        method_args={"teacher": "timm/vit_small_patch16_224"},
+        **asked,
         epochs=2,
-        batch_size=int(batch),
         num_workers=1,
         accelerator="cpu",
         precision="32-true",
-        transform_args={"image_size": (int(size), int(size))},
         overwrite=True,
     )
     steps = counted[3] - counted[2]
-    if not 0 < steps * int(batch) <= total:
+    if not 0 < steps * batch <= total:
         raise SystemExit(f"error: {steps} steps of {batch} in epoch 2 do not fit {total} images")
-    print("\n" + json.dumps(steps * int(batch) / (begins[3] - begins[2])))
+    print("\n" + json.dumps(steps * batch / (begins[3] - begins[2])))
 
 
 if __name__ == "__main__":
