@@ -44,8 +44,8 @@ def load_encoder(student: Student, source: Path) -> None:
         _load_from_hub(student)
         return
     if source.is_dir():
-        own = source / "student.safetensors"
-        source = own if own.is_file() else source / RUN_WEIGHTS
+        trained = source / "student.safetensors"
+        source = trained if trained.is_file() else source / RUN_WEIGHTS
     if not source.is_file():
         raise InputError(f"encoder {source} not found; give a run folder or a .safetensors file")
     try:
