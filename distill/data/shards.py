@@ -131,15 +131,19 @@ def build_index(path: Path) -> ShardIndex:
     try:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             for member in tar:
-                if member.offset > expected:
-                    _note_gap(index, path, expected, member)
+                _note_gap(index, path, expected, member.offset, f"before {member.name}")
                 expected = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.offset_data + member.size > end:
                     index.notes.append(f"{path}: cut off within {member.name}")
                     break
                 _take(tar, member, pictures, labels, index.notes)
+            else:
+                if end - expected < 2 * _BLOCK:
+                    index.notes.append(f"{path}: without a tar's end mark, it may be cut off")
+                else:
+                    _note_gap(index, path, expected, end, "at its end")
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        index.notes.append(f"{path}: cannot be read on ({error})")
+        index.notes.append(f"{path}: cut off or damaged after {len(pictures)} pictures ({error})")
     if not pictures:
         raise InputError(
             f"{path}: no picture in it{'; ' + index.notes[0] if index.notes else ''}; expected an "
@@ -151,12 +155,12 @@ def build_index(path: Path) -> ShardIndex:
     return index
 
 
-def _note_gap(index: ShardIndex, path: Path, expected: int, member: tarfile.TarInfo) -> None:
+def _note_gap(index: ShardIndex, path: Path, start: int, stop: int, where: str) -> None:
+    """Notes bytes between members that are no padding: a header that could not be read."""
     with path.open("rb") as file:
-        file.seek(expected)
-        between = file.read(member.offset - expected)
-    if any(between):
-        index.notes.append(f"{path}: damaged before {member.name}, {len(between)} bytes left out")
+        file.seek(start)
+        if any(file.read(stop - start)):
+            index.notes.append(f"{path}: damaged {where}, {stop - start} bytes left out")
 
 
 def _take(
