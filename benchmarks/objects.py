@@ -1,7 +1,7 @@
 """Objects found without labels: a SlotMIM run's prototypes beside k-means, one table.
 
     fieldsight-distill pretrain --method slotmim --data camvid/dataset.yaml --data IMAGES --out RUN
-    python benchmarks/objects.py RUN --data camvid/dataset.yaml:val --train camvid/dataset.yaml:train
+    python benchmarks/objects.py RUN --data camvid/dataset.yaml:val --train camvid/dataset.yaml
 
 * mBO: mean over labelled regions (connected parts of a class, at least 100 pixels) of the best
   overlap that any mask reaches. Masks are connected parts of a group of cells.

@@ -12,7 +12,6 @@ from lightly.models.utils import (
     get_2d_sine_cosine_positional_embedding_from_grid,
     get_at_index,
     normalize_mean_var,
-    random_token_mask,
     set_at_index,
 )
 from lightly.transforms.mae_transform import MAETransform
@@ -130,24 +129,22 @@ class MAE(Objective):
     def views(  # type: ignore[override]
         cls, options: MAEOptions, size: tuple[int, int], encoder: Encoder
     ) -> Views:
-        """One crop, normalised.
+        """One crop, normalised, and an order of its patches [h * w], the visible ones first.
 
         Raises:
             InputError: the size is not made of whole patches.
         """
         require_multiple(size, encoder, "mae")
         normalise = {"mean": list(encoder.mean), "std": list(encoder.std)}
-        return MAETransform(size, options.min_scale, normalise)
+        crop = MAETransform(size, options.min_scale, normalise)
+        count = (size[0] // encoder.stride) * (size[1] // encoder.stride)
+        return lambda image: [*crop(image), torch.randperm(count)]
 
     def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """Mean squared error over hidden patches of normalised images [B, 3, H, W]."""
-        image = batch[0]
-        patch = self.encoder.stride
-        count = (image.shape[-2] // patch) * (image.shape[-1] // patch)
-        keep, hidden = random_token_mask(
-            (len(image), count), self.options.mask_ratio, mask_class_token=True, device=image.device
-        )
-        return {"loss": self.error(image, keep, hidden)}
+        image, order = batch
+        visible = max(1, int(order.shape[1] * (1 - self.options.mask_ratio)))
+        return {"loss": self.error(image, order[:, :visible], order[:, visible:])}
 
     def error(self, image: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         """The loss for given indices of visible [B, n] and hidden [B, m] patches."""

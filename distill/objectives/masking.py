@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from lightly.models.utils import random_token_mask
 from torch import Tensor, nn
 
 from distill.encoders import Encoder
@@ -27,12 +26,11 @@ def require_multiple(size: Grid, encoder: Encoder, method: str) -> None:
         )
 
 
-def random_masks(batch: int, grid: Grid, ratio: float, device: torch.device) -> Tensor:
-    """Bool [B, h, w] with the same number of random cells hidden in every image."""
+def random_mask(grid: Grid, ratio: float) -> Tensor:
+    """Bool [h, w] with a fixed number of random cells hidden; one is left at least."""
     count = grid[0] * grid[1]
-    _, hidden = random_token_mask((batch, count), ratio, mask_class_token=True, device=device)
-    mask = torch.zeros(batch, count, dtype=torch.bool, device=device)
-    return mask.scatter_(1, hidden, True).unflatten(1, grid)
+    hidden = torch.randperm(count)[: max(1, min(round(ratio * count), count - 1))]
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, hidden, True).unflatten(0, grid)
 
 
 def block_mask(grid: Grid, ratio: float) -> Tensor:

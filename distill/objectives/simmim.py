@@ -12,7 +12,7 @@ from distill.objectives.masking import (
     MaskFill,
     PixelHead,
     at_pixels,
-    random_masks,
+    random_mask,
     require_multiple,
 )
 from distill.objectives.protocol import Objective, ObjectiveOptions, Views, register_objective
@@ -49,7 +49,7 @@ class SimMIM(Objective):
     def views(  # type: ignore[override]
         cls, options: SimMIMOptions, size: tuple[int, int], encoder: Encoder
     ) -> Views:
-        """One crop, normalised.
+        """One crop, normalised, and its mask, bool [h, w].
 
         Raises:
             InputError: size, stride and ``mask_cell`` do not fit each other.
@@ -64,19 +64,15 @@ class SimMIM(Objective):
                 "sides, and is smaller"
             )
         normalise = {"mean": list(encoder.mean), "std": list(encoder.std)}
-        return MAETransform(size, options.min_scale, normalise)
+        crop = MAETransform(size, options.min_scale, normalise)
+        grid = (size[0] // cell, size[1] // cell)
+        return lambda image: [*crop(image), random_mask(grid, options.mask_ratio)]
 
     def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
-        """Mean absolute error over the hidden pixels of normalised images [B, 3, H, W]."""
-        image = batch[0]
-        cell = self.options.mask_cell
-        grid = (image.shape[-2] // cell, image.shape[-1] // cell)
-        mask = random_masks(len(image), grid, self.options.mask_ratio, image.device)
-        return {"loss": self.error(image, mask)}
-
-    def error(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Mean absolute error where ``mask`` [B, h, w] hides ``image`` [B, 3, H, W]."""
+        """Mean absolute error where masks [B, h, w] hide normalised images [B, 3, H, W]."""
+        image, mask = batch
         predicted = self.head(self.encoder(self.fill(image, mask))[0]).float()
         hidden = at_pixels(mask, (image.shape[-2], image.shape[-1]))[:, None]
         difference = (predicted - image.float()).abs()
-        return torch.where(hidden, difference, 0).sum() / (hidden.sum() * image.shape[1])
+        error = torch.where(hidden, difference, 0).sum() / (hidden.sum() * image.shape[1])
+        return {"loss": error}
