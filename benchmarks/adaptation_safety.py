@@ -246,7 +246,7 @@ def detection(args: argparse.Namespace, perception: Perception, home: InMemory) 
             declared = [
                 i - onset + 1
                 for i, what in events
-                if what == "shift" or (covered and what.startswith("fault"))
+                if what in ("shift", "dirt on the lens") or (covered and what.startswith("fault"))
             ]
             found[kind].append(declared[0] if declared else None)
         table.add_row(kind, *("not" if n is None else str(n) for n in found[kind]))

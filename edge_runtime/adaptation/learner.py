@@ -16,6 +16,7 @@ from edge_runtime.adaptation.frame_memory import FrameMemory, StoreError
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.memory import PlaceMemory
 from edge_runtime.adaptation.reference import Reference
+from edge_runtime.adaptation.splash import SplashMonitor
 from edge_runtime.adaptation.store import AdapterStore
 from edge_runtime.adaptation.strategies import create_strategy
 from edge_runtime.adaptation.trial import Probe
@@ -41,6 +42,8 @@ class Decision:
         event: What happened, such as "promoted", "refused", "recalled", "home", "rolled back".
         drift: What the monitor made of the frame; None where it was not judged.
         fault: What is wrong with the frame, if anything; see `fault_of`.
+        lens: "dirt on the lens" or "lens clean" on the frame that shows it; see `SplashMonitor`.
+            It changes no adapter: somebody should wipe the lens.
     """
 
     adapter: np.ndarray
@@ -48,6 +51,7 @@ class Decision:
     event: str | None
     drift: Drift | None
     fault: str | None
+    lens: str | None = None
 
 
 class Learner:
@@ -87,6 +91,7 @@ class Learner:
         self.strategy = create_strategy(strategy, bundle, **options)
         self.guard = guard or Guard(bundle)
         self.monitor = DriftMonitor(Reference.of(bundle), threshold)
+        self.splash = SplashMonitor()
         self.counters = Counters()
         self._frames = frames
         self._own: Perception | None = None
@@ -118,16 +123,17 @@ class Learner:
             if fault is None and (statistics is None or not np.isfinite(statistics).all()):
                 fault = "no statistics" if statistics is None else "not finite"
             self.counters.add("frames")
-            event, drift = None, None
+            event, drift, lens = None, None, None
             if fault is not None:
                 self.counters.add("faults")
             elif statistics is not None:
                 drift = self.monitor.update(statistics)
+                lens = self._look_at_lens(frame, drift)
             if self.mode != "off" and not self._frozen:
                 event = self._learn(frame, result, drift, fault)
             if self._frames is not None and fault is None:
                 self._offer(self._frames, frame, result)
-            return self._decide(event, drift, fault)
+            return self._decide(event, drift, fault, lens)
 
     def freeze(self, frozen: bool = True) -> None:
         """Keep the adapter in use as it is, or learn on."""
@@ -151,6 +157,7 @@ class Learner:
         with self._lock:
             self.guard.reset()
             self.monitor.reset()
+            self.splash = SplashMonitor()
             return self._decide(self._course.go_home("reset"), None, None)
 
     def snapshot(self) -> int | None:
@@ -200,10 +207,19 @@ class Learner:
             if self.counters.add("frames not kept") == 1:
                 log.warning("%s", error)
 
-    def _decide(self, event: str | None, drift: Drift | None, fault: str | None) -> Decision:
+    def _look_at_lens(self, frame: Frame, drift: Drift) -> str | None:
+        lens = self.splash.update(frame.image, drift.suspected)
+        if lens is not None:
+            log.warning("%s", lens)
+            self.counters.add(lens)
+        return lens
+
+    def _decide(
+        self, event: str | None, drift: Drift | None, fault: str | None, lens: str | None = None
+    ) -> Decision:
         if event is not None:
             self.counters.add(event)
         adapter = self._course.adapter if self.mode == "on" else self._identity
         changed = adapter is not self._given
         self._given = adapter
-        return Decision(adapter, changed, event, drift, fault)
+        return Decision(adapter, changed, event, drift, fault, lens)

@@ -51,7 +51,8 @@ class Trace:
         self.drift.append(float("nan") if drift is None else drift.score)
         self.per_point.append({} if drift is None else drift.per_point)
         self.adapted.append(adapted)
-        for what in (decision.fault and f"fault: {decision.fault}", drift and drift.event):
+        fault = decision.fault and f"fault: {decision.fault}"
+        for what in (fault, decision.lens, drift and drift.event):
             if what:
                 self.events.append((index, what))
         if decision.event:
