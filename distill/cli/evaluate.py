@@ -101,8 +101,13 @@ def evaluate(
         typer.Option(min=0, help="Of attacks, of 255.", rich_help_panel=_ROBUSTNESS),
     ] = 2.0,
     robustness_images: Annotated[
-        int, typer.Option(min=1, help="Images to judge by.", rich_help_panel=_ROBUSTNESS)
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images to judge by, 200 by default; of a bundle or run 40 frames.",
+            rich_help_panel=_ROBUSTNESS,
+        ),
+    ] = None,
     json_path: Json = None,
 ) -> None:
     """A bundle or fine-tuned run against labels; an encoder by probes and without labels.
@@ -126,7 +131,7 @@ def evaluate(
             robustness=robustness,
             baseline=baseline,
             epsilon=epsilon,
-            robustness_images=robustness_images,
+            robustness_images=robustness_images or 200,
             per_image=per_image,
             seed=seed,
             accelerator=accelerator,
@@ -151,7 +156,7 @@ def _evaluate_model(
     json_path: Path | None,
     robustness: bool,
     baseline: str | None,
-    robustness_images: int,
+    robustness_images: int | None,
 ) -> None:
     """Judges a bundle or a fine-tuned run."""
     from distill.evaluation.per_image import FILE_NAME, write_per_image
@@ -170,7 +175,7 @@ def _evaluate_model(
             _opened(model),
             open_data(data, "val"),
             _opened(Path(baseline)) if baseline else None,
-            robustness_images,
+            robustness_images or 40,
         )
         show_robustness(figures["robustness"])
     then = f"fieldsight-run predict {model} SOURCE --out DIR"

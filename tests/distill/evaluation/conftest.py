@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 from distill.encoders import Encoder, EncoderSpec
+
+# Compiling glass blur takes longer than running it on small pictures; a slow test compiles it.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 TINY = EncoderSpec("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]})
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (200, 50, 40)}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +24,7 @@ from distill.evaluation.corruptions import (
 )
 from distill.evaluation.features import extract
 from distill.evaluation.linear import fit_linear
+from distill.evaluation.model_robustness import model_robustness
 from distill.evaluation.robustness import (
     CorruptedDataset,
     JudgedImages,
@@ -30,6 +35,7 @@ from distill.evaluation.robustness import (
 )
 from edge_runtime.datasets import open_data
 from edge_runtime.errors import InputError
+from edge_runtime.frames import Frame, Result, Segmentation
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 
@@ -58,6 +64,23 @@ def test_a_corruption_keeps_the_size_and_follows_seed_and_index(name):
     other = corrupted(IMAGE, name, 3, index=5, seed=9)
     assert np.array_equal(other, first) == (name in plain)
     np.random.set_state(("MT19937", state, 624, 0, 0.0))
+
+
+@pytest.mark.slow
+def test_compiled_glass_blur_is_the_same_in_every_process():
+    code = (
+        "import numpy as np, zlib; from distill.evaluation.corruptions import corrupted; "
+        "x = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8); "
+        "print(zlib.crc32(corrupted(x, 'glass_blur', 3, 4, 9).tobytes()))"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
 
 
 def test_numpys_generator_is_left_as_it_was():
@@ -185,7 +208,7 @@ def test_a_stronger_attack_leaves_less(judged):
 def test_errors_of_a_classifier_under_corruption(judged, monkeypatch):
     classify, images, *_ = judged
     monkeypatch.setattr("distill.evaluation.robustness._BATCH", 7)
-    few = dataclasses.replace(images, images=images.images[::5], labels=images.labels[::5])
+    few = dataclasses.replace(images, images=images.images[::10], labels=images.labels[::10])
     found = classification_errors(classify, few, progress=False)
     assert set(found.errors) == set(CORRUPTIONS) and found.clean < 0.2
     assert all(0 <= e <= 1 for errors in found.errors.values() for e in errors)
@@ -208,3 +231,36 @@ def test_a_dataset_is_judged_through_its_corrupted_frames(camvid):
     np.testing.assert_array_equal(foggy.image, corrupted(clean.image, "fog", 3, 2))
     np.testing.assert_array_equal(foggy.mask, clean.mask)
     assert len(spoilt) == len(data) and spoilt.segmentation_classes == data.segmentation_classes
+
+
+class RedIsThing:
+    """Perception by colour: a pixel is class 1 where red outweighs blue."""
+
+    def classes(self, task: str) -> list[str]:
+        return ["floor", "thing"] if task == "segmentation" else []
+
+    def __call__(self, frame: Frame) -> Result:
+        red, blue = frame.image[..., 0].astype(int), frame.image[..., 2].astype(int)
+        mask = (red > blue).astype(np.uint8)
+        return Result(frame.stamp_ns, frame.frame_id, None, Segmentation(mask), None)
+
+
+def test_what_perceives_frames_is_judged_by_its_miou(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:40, 20:50] = 1
+    image = np.where(mask[..., None], np.uint8([200, 60, 60]), np.uint8([60, 60, 200]))
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), image[..., ::-1])
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    (tmp_path / "dataset.yaml").write_text(
+        "name: reds\nsplits: {val: {images: images, masks: masks}}\n"
+        "segmentation: {classes: [floor, thing]}\n"
+    )
+    data = open_data(f"{tmp_path / 'dataset.yaml'}:val")
+    found = model_robustness(RedIsThing(), data, RedIsThing(), limit=1, progress=False)
+    assert found["metric"] == "segmentation.miou" and found["images"] == 1
+    assert found["clean_error"] == 0 and found["error"]["contrast"][0] == 0
+    assert found["error"]["glass_blur"][4] > 0.02  # the outline is shuffled
+    assert found["mce"] == pytest.approx(1) and "brightness" in found["mce_without"]
