@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.adaptation.divergence import VARIANCE_FLOOR
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.adaptation.strategies import register_strategy
@@ -75,11 +74,7 @@ def aligning(
         most_scale: The full ratio of deviations is kept within 1 / `most_scale` and `most_scale`.
         trust: Of the target's statistics, 0 to 1; all strengths are multiplied by it.
     """
-    ratio = np.empty(len(mean))
-    for part in reference.slices.values():
-        floor = VARIANCE_FLOOR * float(np.median(reference.var[part])) + 1e-12
-        source, target = (np.maximum(v[part], floor) for v in (reference.var, var))
-        ratio[part] = np.sqrt(source / target)
+    ratio = np.sqrt(np.maximum(reference.var, reference.floor) / np.maximum(var, reference.floor))
     ratio = np.clip(ratio, 1 / most_scale, most_scale)
     moved, amplified = strength.over(reference)
     scale = ratio ** (trust * np.where(ratio > 1, amplified, strength.attenuate))

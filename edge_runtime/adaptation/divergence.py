@@ -27,16 +27,21 @@ def divergence(
     Returns:
         float64 [..., C] from 0 to `CAP`; `CAP` where a value is not finite.
     """
-    mean_a, var_a, mean_b, var_b = np.broadcast_arrays(
-        *(np.asarray(values, np.float64) for values in (mean_a, var_a, mean_b, var_b))
+    mean_a, var_a, mean_b, var_b = (
+        np.asarray(values, np.float64) for values in (mean_a, var_a, mean_b, var_b)
     )
+    if var_a.shape != var_b.shape:
+        var_a, var_b = np.broadcast_arrays(var_a, var_b)
     both = np.concatenate([var_a, var_b], axis=-1)
     if not np.isfinite(both).all():
         both = np.where(np.isfinite(both), both, 0.0)
-    median = np.median(both, axis=-1, keepdims=True)
+    both.sort(axis=-1)
+    middle = both.shape[-1] // 2  # an even number: the median is the mean of two
+    median = both[..., middle - 1 : middle + 1].mean(axis=-1, keepdims=True)
     floor = np.maximum(VARIANCE_FLOOR * median, np.finfo(np.float32).tiny)
     with np.errstate(all="ignore"):
         a, b = np.maximum(var_a, floor), np.maximum(var_b, floor)
         squared = np.square(mean_a - mean_b)
         value = ((a + squared) / b + (b + squared) / a - 2) / 4
-    return np.clip(np.nan_to_num(value, nan=CAP, posinf=CAP), 0.0, CAP)
+    # The comparison is false for what is not a number, which counts `CAP`, too.
+    return np.where(value <= CAP, np.maximum(value, 0.0), CAP)

@@ -67,6 +67,8 @@ def _white(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
 
 @_check("flat")
 def _flat(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
+    if np.ptp(pixels[..., 1]) > 4:  # one colour tells of nearly every frame that it is not
+        return False
     flat = pixels.reshape(-1, pixels.shape[-1])
     return bool((flat.max(0) - flat.min(0)).max() <= 4)
 

@@ -243,7 +243,5 @@ def movement(adapter: np.ndarray, reference: Reference) -> float:
         deviation, each in standard deviations of that channel in the training domain.
     """
     scale, shift = reference.split(np.asarray(adapter, np.float64))
-    spread = np.sqrt(np.maximum(reference.var, 0.02 * np.median(reference.var)))
-    spread = np.maximum(spread, 1e-6)
-    mean = ((scale - 1) * reference.mean + shift) / spread
+    mean = ((scale - 1) * reference.mean + shift) / reference.spread
     return float(np.sqrt(np.mean(mean**2 + (scale - 1) ** 2)))

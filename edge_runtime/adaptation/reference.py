@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from edge_runtime.adaptation.divergence import VARIANCE_FLOOR
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.manifest import AdapterPointSpec
@@ -103,6 +104,20 @@ class Reference:
         adapter = np.empty(2 * len(self.mean), np.float32)
         adapter[self._order[0]], adapter[self._order[1]] = scale, shift
         return adapter
+
+    @cached_property
+    def floor(self) -> np.ndarray:
+        """float [C], variances below which a channel counts as near-dead, the same for a point."""
+        floors = [np.median(self.var[part]) for part in self.slices.values()]
+        counts = [point.channels for point in self.points]
+        return np.repeat(VARIANCE_FLOOR * np.array(floors) + 1e-12, counts)
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """float64 [C], standard deviations, none of them next to nothing."""
+        var = self.var.astype(np.float64)
+        least = VARIANCE_FLOOR * np.median(var)
+        return np.maximum(np.sqrt(np.maximum(var, least)), 1e-6)
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
