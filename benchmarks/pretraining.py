@@ -118,7 +118,7 @@ def measure(command: list[str]) -> dict[str, float]:
         peak = 0
         while process.poll() is None:
             peak = max(peak, memory(process.pid))
-            time.sleep(0.2)
+            time.sleep(1.0)
         if process.returncode:
             raise SystemExit(f"error: {' '.join(command)} ended with code {process.returncode}")
         said.seek(0)

@@ -106,7 +106,16 @@ class _Trainee(Trainee):
     def __init__(self, module: Objective, settings: PretrainSettings, probe: PretrainProbe) -> None:
         self.module, self.settings, self.judge = module, settings, probe
         self.student: nn.Module = module.kept()
+        self.spread = torch.ones(
+            ()
+        )  # of the embeddings that the loss compares, where the method says it
+        module.register_forward_hook(self._watch)
         self.prefix = next(n for n, m in module.named_modules() if m is self.student) + ".model."
+
+    def _watch(self, module: nn.Module, batch: Any, losses: dict[str, Tensor]) -> None:
+        del module, batch
+        if "spread" in losses:
+            self.spread = losses["spread"].detach()
 
     def groups(self) -> list[dict[str, Any]]:
         return self.module.groups(self.settings.weight_decay)  # type: ignore[operator]
@@ -132,7 +141,7 @@ class _Trainee(Trainee):
 
     def probe(self, student: nn.Module) -> dict[str, float]:
         del student
-        figures, dead = self.judge(self.weights(), self.epoch + 1)
+        figures, dead = self.judge(self.weights(), self.epoch + 1, float(self.spread))
         if dead:
             raise RefusedError(
                 f"{dead} after epoch {self.epoch + 1}: this run is dead and was stopped. Begin "
@@ -185,7 +194,7 @@ def pretrain(
     identity = {"settings": settings.model_dump(mode="json", exclude=_FREE), "data": digest}
     trainer.fit(trainee, views, resume, identity)
     kept = trainee.weights()
-    figures, _ = probe(kept, settings.epochs)
+    figures, _ = probe(kept, settings.epochs, float(trainee.spread))
     problems = images.problems()
     summary = {**about, "probe": figures, "skipped": trainer.skipped, "left_out": problems}
     if fabric.is_global_zero:

@@ -16,7 +16,7 @@ from distill.data.views import resize_image
 from distill.encoders import Encoder, EncoderSpec
 from distill.evaluation.features import features_of
 from distill.evaluation.knn import knn_accuracy
-from distill.evaluation.quality import collapse, rankme, spread, uniformity
+from distill.evaluation.quality import LEAST_SPREAD, collapse, rankme, spread, uniformity
 from distill.settings import PretrainSettings
 from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_bytes
@@ -70,11 +70,19 @@ class PretrainProbe:
         self.bank = rows[np.sort(picks)]
         self.encoder: Encoder | None = None
 
-    def __call__(self, weights: dict[str, Tensor], epoch: int) -> tuple[dict[str, float], str]:
-        """Figures, and what is dead about the embeddings or nothing; every process calls it."""
+    def __call__(
+        self, weights: dict[str, Tensor], epoch: int, compared: float
+    ) -> tuple[dict[str, float], str]:
+        """Figures, and what is dead about the embeddings or nothing; every process calls it.
+
+        Args:
+            compared: spread of the embeddings that the loss compares, 0 to 1.
+        """
         found: tuple[dict[str, float], str] = ({}, "")
         if self.fabric.is_global_zero:
             found = self._judge(weights)
+            if not found[1] and compared < LEAST_SPREAD:
+                found = found[0], f"the loss compares embeddings that agree: spread {compared:.2g}"
             if self.settings.keep_encoders:
                 name = f"encoder-{epoch:04d}.safetensors"
                 atomic_write_bytes(self.out / "encoders" / name, save(weights))

@@ -85,7 +85,7 @@ def load_student(run: Path) -> tuple[Student, dict[str, Any]]:
     config = read_config(run)
     if (head := config.get("head", "student")) != "student":
         raise InputError(
-            f"{run} is a model for workstations ({head}), not a student: its network is no bundle's. "
+            f"{run} is a model for workstations ({head}), not a student: no bundle can hold it. "
             "Fine-tune a student instead; with --pseudo-labels this run can label images for it"
         )
     settings = config["settings"]

@@ -15,7 +15,7 @@ _EPSILON = 1e-7  # RankMe, equation 2
 _WITHIN = 1e-4  # LiDAR's delta, Thilak et al. 2024, section 3
 _PAIRS = 4096  # vectors whose pairs uniformity looks at
 # Complete collapse: directions agree to a cosine of 1 - 1e-4. Untrained networks stay far above.
-_LEAST_SPREAD = 0.01
+LEAST_SPREAD = 0.01
 _LEAST_RANK = 1.5  # one direction only
 
 
@@ -139,10 +139,10 @@ def collapse(features: Tensor) -> str | None:
     if bad:
         return f"{bad} of {len(features)} embeddings are not finite"
     found = spread(features)
-    if found < _LEAST_SPREAD:
+    if found < LEAST_SPREAD:
         return (
             f"all images have the same embedding: the spread of directions is {found:.2g} of 1, "
-            f"below {_LEAST_SPREAD}"
+            f"below {LEAST_SPREAD}"
         )
     centred = features.double() - features.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0).sqrt()

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.protocol import register_objective
 from distill.objectives.ranks import gathered
 from distill.objectives.views import TwoViewObjective, ViewOptions
@@ -43,4 +44,4 @@ class Barlow(TwoViewObjective):
         first, second = (
             gathered(self.projector(self.encoder.pooled(view)).float()) for view in batch
         )
-        return {"loss": self.criterion(first, second)}
+        return {"loss": self.criterion(first, second), "spread": embedding_spread(first)}

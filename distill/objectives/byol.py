@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.momentum import MomentumObjective, MomentumOptions, momentum_copy
 from distill.objectives.protocol import register_objective
 from distill.objectives.views import TwoViewObjective, ViewOptions
@@ -56,4 +57,4 @@ class Byol(MomentumObjective, TwoViewObjective):
             seen = [self.momentum_projector(self.momentum_encoder.pooled(v)) for v in batch]
         first = 2 + 2 * self.negative_cosine(predicted[0].float(), seen[1].float())
         second = 2 + 2 * self.negative_cosine(predicted[1].float(), seen[0].float())
-        return {"loss": first + second}
+        return {"loss": first + second, "spread": embedding_spread(seen[0])}

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.momentum import MomentumObjective, MomentumOptions, momentum_copy
 from distill.objectives.protocol import register_objective
 from distill.objectives.ranks import gathered, own_rows
@@ -61,7 +62,8 @@ class MocoV3(MomentumObjective, TwoViewObjective):
         queries = [self.predictor(self.projector(self.encoder.pooled(v))) for v in batch]
         with torch.no_grad():
             keys = [self.momentum_projector(self.momentum_encoder.pooled(v)) for v in batch]
-        return {"loss": self._contrast(queries[0], keys[1]) + self._contrast(queries[1], keys[0])}
+        loss = self._contrast(queries[0], keys[1]) + self._contrast(queries[1], keys[0])
+        return {"loss": loss, "spread": embedding_spread(keys[0])}
 
     def _contrast(self, query: Tensor, key: Tensor) -> Tensor:
         temperature = self.options.temperature

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.protocol import register_objective
 from distill.objectives.views import TwoViewObjective, ViewOptions
 
@@ -42,4 +43,4 @@ class SimCLR(TwoViewObjective):
     def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """The loss of two views, each [B, 3, H, W]."""
         first, second = (self.head(self.encoder.pooled(view)).float() for view in batch)
-        return {"loss": self.criterion(first, second)}
+        return {"loss": self.criterion(first, second), "spread": embedding_spread(first)}

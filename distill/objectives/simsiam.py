@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.protocol import register_objective
 from distill.objectives.views import TwoViewObjective, ViewOptions
 
@@ -52,5 +53,4 @@ class SimSiam(TwoViewObjective):
             self.negative_cosine(predicted[0], targets[1])
             + self.negative_cosine(predicted[1], targets[0])
         )
-        unit = targets[0] / targets[0].norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return {"loss": loss, "spread": unit.std(0).mean() * unit.shape[1] ** 0.5}
+        return {"loss": loss, "spread": embedding_spread(targets[0])}
