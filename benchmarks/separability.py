@@ -33,7 +33,7 @@ from distill.evaluation.tracking import FIGURES, checkpoints_of, correlations, j
 from edge_runtime.errors import FieldsightError
 from edge_runtime.files import atomic_write_text
 
-console = Console(width=140)
+console = Console(width=150)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,12 +90,15 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     found = figures_of(arguments)
-    table = Table("encoder", "error", "k-NN", *FIGURES, title=f"{len(found)} checkpoints")
+    table = Table(title=f"{len(found)} checkpoints")
+    for column in ("encoder", "error", "k-NN", *FIGURES):
+        table.add_column(column, overflow="fold")
     for spec, figures in sorted(found.items(), key=lambda item: item[1]["labels"]["linear_error"]):
         values = [figures[section].get(key) for section, key in FIGURES.values()]
         labels = figures["labels"]
         shown = [labels["linear_error"], labels["knn_top1"], *values]
-        name = "/".join(Path(spec).parts[-3:])
+        run, _, weights = spec.partition("@")
+        name = "/".join(Path(run).parts[-2:]) + (f"@{Path(weights).stem}" if weights else "")
         table.add_row(name, *("" if v is None else f"{v:.3g}" for v in shown))
     console.print(table)
     show_correlations(correlations(list(found.values()), arguments.seed))

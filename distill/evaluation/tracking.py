@@ -14,6 +14,7 @@ from distill.evaluation.judging import JudgeOptions, judge_encoder
 from distill.evaluation.opening import WEIGHTS, OpenedEncoder, open_encoder
 from distill.evaluation.separability import rank_correlation
 from edge_runtime.errors import InputError
+from edge_runtime.files import sha256
 
 # Where each figure lies among those of `judge_encoder`.
 FIGURES = {
@@ -42,7 +43,9 @@ def checkpoints_of(run: Path) -> list[str]:
             f"{run} kept no weights of earlier epochs; pretrain with keep_encoders=true, and a "
             "small probe_every="
         )
-    end = [str(run)] if (run / WEIGHTS).is_file() else []
+    last = run / WEIGHTS
+    # The last epoch is kept under both names; counted twice it would feign agreement.
+    end = [str(run)] if last.is_file() and sha256(last) != sha256(files[-1]) else []
     return [f"{run}@{file.relative_to(run)}" for file in files] + end
 
 
