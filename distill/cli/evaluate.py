@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +138,17 @@ def evaluate(
             accelerator=accelerator,
         )
         figures, written = evaluate_encoder(model, data, asked)
-        then = f"fieldsight-distill distill --teacher {model} --data {data} --out DIR"
+        words = [
+            "fieldsight-distill",
+            "distill",
+            "--teacher",
+            model,
+            "--data",
+            data,
+            "--out",
+            "DIR",
+        ]
+        then = shlex.join(words)
         return finish(json_path, figures, written, then)
     if test or report or size or checkpoints:
         raise InputError(

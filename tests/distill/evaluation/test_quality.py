@@ -138,3 +138,21 @@ def test_an_untrained_network_is_not_dead(spec):
     images = torch.randn(64, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     with torch.no_grad():
         assert collapse(Encoder(spec).eval().pooled(images)) is None
+
+
+def test_a_training_that_only_draws_images_together_dies_and_is_caught(encoder):
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 3, 8, 8, generator=rng)
+    images = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    optimiser = torch.optim.Adam(encoder.parameters(), 3e-3)
+    encoder.eval()  # batch norm would keep the batch apart
+    before = collapse(encoder.pooled(images).detach())
+    for _ in range(80):
+        noise = 0.3 * torch.randn(2, *images.shape, generator=rng)
+        first, second = (encoder.pooled(images + n) for n in noise)
+        loss = (first - second).square().sum(1).mean() + (first - first.mean(0)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert before is None
+    assert collapse(encoder.pooled(images).detach()) is not None
