@@ -33,13 +33,16 @@ class ProbedEncoder(nn.Module):
     def __init__(self, encoder: Encoder, probe: LinearProbe) -> None:
         super().__init__()
         self.encoder, self.probe = encoder, probe
-        self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1))
+        device = next(encoder.parameters()).device
+        self.register_buffer("mean", torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(encoder.std, device=device).view(1, 3, 1, 1))
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, C] of images float [B, 3, H, W] in 0..1."""
-        return self.probe.logits(self.encoder.pooled((image - self.mean) / self.std))
+        """Logits [B, C], on the images' device, of images float [B, 3, H, W] in 0..1."""
+        moved = image.to(self.mean.device)
+        logits = self.probe.logits(self.encoder.pooled((moved - self.mean) / self.std))
+        return logits.to(image.device)
 
 
 @dataclass(frozen=True)

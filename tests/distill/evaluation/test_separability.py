@@ -25,6 +25,12 @@ def test_overlap_of_two_gaussians(shift):
     assert distribution_overlap(a, b) == pytest.approx(exact, abs=0.02)
 
 
+def test_few_samples_of_one_distribution_do_not_seem_apart():
+    rng = np.random.default_rng(0)
+    found = [distribution_overlap(rng.normal(size=30), rng.normal(size=2000)) for _ in range(20)]
+    assert np.mean(found) > 0.8  # in 100 bins 0.43
+
+
 def test_overlap_of_constants():
     assert distribution_overlap(np.full(5, 2.0), np.full(3, 2.0)) == 1
     assert distribution_overlap(np.full(5, 2.0), np.full(3, 4.0)) == 0
