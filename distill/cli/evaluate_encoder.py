@@ -58,7 +58,6 @@ def evaluate_encoder(
         All figures, and the files written.
     """
     from distill.data.class_folders import open_classified
-    from distill.evaluation.encoder_robustness import encoder_robustness
     from distill.evaluation.judging import JudgeOptions, judge_encoder
     from distill.evaluation.opening import open_encoder
     from distill.evaluation.per_image import FILE_NAME
@@ -73,12 +72,7 @@ def evaluate_encoder(
     judged = judge_encoder(opened, data_source, test, options)
     figures = judged.figures
     if asked.robustness:
-        baseline = None
-        if asked.baseline:
-            baseline = _prepared(open_encoder(asked.baseline, asked.seed), asked.size, device)
-        figures["robustness"] = encoder_robustness(
-            opened, judged, baseline, asked.epsilon / 255, asked.robustness_images, options
-        )
+        figures["robustness"] = _robustness(opened, judged, asked, device)
     if asked.checkpoints:
         from distill.evaluation.tracking import track
 
@@ -101,6 +95,38 @@ def evaluate_encoder(
         atomic_write_text(asked.report, encoder_page(opened, judged, asked.seed))
         written.append(asked.report)
     return figures, written
+
+
+def _robustness(
+    opened: Any, judged: Any, asked: EncoderRequest, device: torch.device
+) -> dict[str, Any]:
+    """Of encoder and linear probe; the baseline is an encoder, probed alike, or a classifier."""
+    from distill.evaluation.features import drawn
+    from distill.evaluation.image_classifiers import probed_encoder, probed_on, tuned_run
+    from distill.evaluation.image_robustness import Chosen, image_robustness
+    from distill.evaluation.opening import open_encoder
+
+    if judged.probe is None:
+        raise InputError(
+            "robustness needs classes: give --data (and --test) folders with one subfolder a "
+            "class, or shards with .cls"
+        )
+    baseline = None
+    if asked.baseline and is_encoder(asked.baseline):
+        other = _prepared(open_encoder(asked.baseline, asked.seed), asked.size, device)
+        seen = Chosen(judged.train_source, judged.train.indices)
+        baseline = probed_on(other, seen, asked.seed)
+    elif asked.baseline:
+        baseline = tuned_run(Path(asked.baseline), device)
+    chosen = drawn(len(judged.test.indices), asked.robustness_images, asked.seed)
+    return image_robustness(
+        probed_encoder(opened, judged.probe),
+        judged.test_source,
+        judged.test.indices[chosen],
+        baseline,
+        asked.epsilon / 255,
+        asked.seed,
+    )
 
 
 def _device(accelerator: str) -> torch.device:
