@@ -29,12 +29,17 @@ from distill.training import Trainee, Trainer
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError
 from edge_runtime.files import atomic_write_text
-from edge_runtime.student import TASKS, Student
+from edge_runtime.student import TASKS, Student, Trunk
 
 HUB = Path("hub")  # --encoder hub: timm's own pretrained weights of the trunk
 
 
-def load_encoder(student: Student, source: Path) -> None:
+def trunk_name(model: Any) -> str:
+    """timm's name of the trunk of a student or of a workstation's model."""
+    return str(model.spec.trunk if isinstance(model, Student) else model.trunk_name)
+
+
+def load_encoder(student: Any, source: Path) -> None:
     """Loads trunk (and neck) from a run folder, or the trunk from a timm weights file or the hub.
 
     Raises:
@@ -53,23 +58,24 @@ def load_encoder(student: Student, source: Path) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{source} is not a readable safetensors file: {error}") from error
     if not any(k.startswith("trunk.") for k in state):
-        load_weights(student.trunk.body, source, f"trunk {student.spec.trunk}")
+        load_weights(student.trunk.body, source, f"trunk {trunk_name(student)}")
         return
     shared = ("trunk.", "neck.")
     own = {k: v for k, v in student.state_dict().items() if k.startswith(shared)}
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
     if wrong:
         raise InputError(
-            f"{source} does not fit student {student.spec.trunk}: {len(wrong)} of {len(own)} "
+            f"{source} does not fit student {trunk_name(student)}: {len(wrong)} of {len(own)} "
             f"tensors differ (first: {wrong[0]}); give a run with the same --student and neck_width"
         )
     student.load_state_dict({k: state[k] for k in own}, strict=False)
 
 
-def _load_from_hub(student: Student) -> None:
-    name = student.spec.trunk
+def _load_from_hub(student: Any) -> None:
+    name = trunk_name(student)
+    kind = {"features_only": True} if isinstance(student.trunk, Trunk) else {"num_classes": 0}
     try:
-        pretrained = timm.create_model(name, features_only=True, pretrained=True)
+        pretrained = timm.create_model(name, pretrained=True, **kind)
     except Exception as error:
         raise InputError(
             f"weights of {name} cannot be had from the hub ({type(error).__name__}: {error}); "

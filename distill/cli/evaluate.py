@@ -16,6 +16,7 @@ from distill.cli.evaluate_encoder import (
     is_encoder,
     show_robustness,
 )
+from distill.cli.evaluate_robustness import opened_model, robustness_of
 from edge_runtime.errors import InputError
 from edge_runtime.terminal import console
 
@@ -138,16 +139,7 @@ def evaluate(
             accelerator=accelerator,
         )
         figures, written = evaluate_encoder(model, data, asked)
-        words = [
-            "fieldsight-distill",
-            "distill",
-            "--teacher",
-            model,
-            "--data",
-            data,
-            "--out",
-            "DIR",
-        ]
+        words = "fieldsight-distill", "distill", "--teacher", model, "--data", data, "--out", "DIR"
         then = shlex.join(words)
         return finish(json_path, figures, written, then)
     if test or report or size or checkpoints:
@@ -155,8 +147,9 @@ def evaluate(
             f"{model} is no encoder: --test, --report, --size and --checkpoints are for encoders; "
             "give what to judge by as --data"
         )
-    _evaluate_model(Path(model), data, limit, per_image, json_path, robustness, baseline,
-                    robustness_images)  # fmt: skip
+    other = Path(baseline) if baseline else None
+    spoilt = (other, robustness_images, epsilon / 255, seed) if robustness else None
+    _evaluate_model(Path(model), data, limit, per_image, json_path, spoilt)
 
 
 def _evaluate_model(
@@ -165,11 +158,9 @@ def _evaluate_model(
     limit: int | None,
     per_image: Path | None,
     json_path: Path | None,
-    robustness: bool,
-    baseline: str | None,
-    robustness_images: int | None,
+    robustness: tuple[Path | None, int | None, float, int] | None,
 ) -> None:
-    """Judges a bundle or a fine-tuned run."""
+    """Judges a bundle or a fine-tuned run; ``robustness`` as of `robustness_of`, if asked for."""
     from distill.evaluation.per_image import FILE_NAME, write_per_image
     from distill.evaluation.running import is_run
 
@@ -180,14 +171,7 @@ def _evaluate_model(
         write_per_image(written, results)
     console.print_json(json.dumps(figures))
     if robustness:
-        from distill.evaluation.model_robustness import model_robustness
-
-        figures["robustness"] = model_robustness(
-            _opened(model),
-            open_data(data, "val"),
-            _opened(Path(baseline)) if baseline else None,
-            robustness_images or 40,
-        )
+        figures["robustness"] = robustness_of(model, data, *robustness)
         show_robustness(figures["robustness"])
     then = f"fieldsight-run predict {model} SOURCE --out DIR"
     if run:
@@ -198,13 +182,12 @@ def _evaluate_model(
 def _judge(model: Path, data: str, limit: int | None) -> tuple[dict[str, Any], PerImage]:
     """Figures of a run or a bundle, and its results image by image."""
     from distill.evaluation.recording import judge
+    from distill.evaluation.running import is_run
 
-    return judge(_opened(model), open_data(data, "val"), limit)
+    if is_run(model):
+        from distill.classification import open_classes
+        from distill.evaluation.classified import is_classifier, judge_classifier
 
-
-def _opened(model: Path) -> Any:
-    """A run or a bundle as something that perceives frames."""
-    from distill.evaluation.running import RunPerception, is_run
-    from edge_runtime.perception import Perception
-
-    return RunPerception(model) if is_run(model) else Perception(model)
+        if is_classifier(model):
+            return judge_classifier(model, *open_classes(data, "val"), data, limit)
+    return judge(opened_model(model), open_data(data, "val"), limit)

@@ -24,11 +24,18 @@ from distill.cli.app import (
     with_seed,
 )
 from distill.settings import FinetuneSettings, load_settings
+from edge_runtime.errors import InputError
 
 
 @app.command()
 def finetune(
-    data: Annotated[str, typer.Option(help="Labelled dataset.yaml[:split].")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled dataset.yaml[:split]; for classification shards, or a folder with one "
+            "subfolder a class."
+        ),
+    ],
     out: Out,
     student: Student = "mobilenetv4_conv_small",
     overrides: Overrides = None,
@@ -36,7 +43,12 @@ def finetune(
     val: Annotated[str | None, typer.Option(help="Held-back dataset.yaml:split.")] = None,
     encoder: Encoder = None,
     tasks: Annotated[
-        str, typer.Option("--task", "--tasks", help="segmentation, detection or both.")
+        str,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="segmentation, detection or both with a comma; classification.",
+        ),
     ] = "segmentation,detection",
     head: Annotated[
         str, typer.Option(help="student, or of workstations: unet, fpn, faster-rcnn, mask-rcnn.")
@@ -62,10 +74,25 @@ def finetune(
     Example: fieldsight-distill finetune --data camvid/dataset.yaml:train --labels 10%
     --encoder runs/distilled --out runs/tuned
     """
-    from distill.finetuning import finetune as run
-
     pairs = [*with_seed(overrides, seed), *([f"mode={mode}"] if mode else [])]
     settings = load_settings(FinetuneSettings, config, pairs)
+    chosen = [t.strip() for t in tasks.split(",") if t.strip()]
+    if "classification" in chosen:
+        if len(chosen) > 1 or head != "student" or pseudo_labels is not None:
+            raise InputError(
+                "classification is trained alone, without --head and --pseudo-labels; "
+                "--unlabelled images are pseudo-labelled as it learns"
+            )
+        from distill.classification import finetune_classifier
+
+        summary = finetune_classifier(
+            data, labels, student, out, settings, val, encoder, unlabelled, resume, devices,
+            accelerator,
+        )  # fmt: skip
+        then = f"fieldsight-distill evaluate {out} --data LABELLED"
+        return finish(json_path, summary, [out / "student.safetensors"], then)
+    from distill.finetuning import finetune as run
+
     whole = open_data(data, "train")
     used = whole.subset(labels, settings.seed) if labels else whole
     extra = []
@@ -78,7 +105,7 @@ def finetune(
         student,
         out,
         settings,
-        [t.strip() for t in tasks.split(",") if t.strip()],
+        chosen,
         open_data(val, "val") if val else None,
         encoder,
         extra,
@@ -88,9 +115,7 @@ def finetune(
         head,
         [open_data(u, "train") for u in unlabelled or []],
     )
-    finish(
-        json_path,
-        summary,
-        [out / "student.safetensors", out / "metrics.csv"],
-        f"fieldsight-distill export {out} --data {data} --out {out.name}.bundle",
-    )
+    then = f"fieldsight-distill export {out} --data {data} --out {out.name}.bundle"
+    if head != "student":
+        then = f"fieldsight-distill evaluate {out} --data {data}"
+    finish(json_path, summary, [out / "student.safetensors", out / "metrics.csv"], then)

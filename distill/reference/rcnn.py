@@ -50,7 +50,7 @@ class Detector(nn.Module):
 
     def __init__(self, trunk: str, kind: type[FasterRCNN], classes: int) -> None:
         super().__init__()
-        self.trunk = build_trunk(trunk)
+        self.trunk_name, self.trunk = trunk, build_trunk(trunk)
         self.backbone = _Backbone(self.trunk)
         anchors = AnchorGenerator(
             tuple((_SMALLEST * s,) for s in STRIDES), ((0.5, 1.0, 2.0),) * len(STRIDES)

@@ -22,7 +22,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, trunk: str, decoder: Callable[[list[int]], Any], classes: int) -> None:
         super().__init__()
-        self.trunk = build_trunk(trunk)
+        self.trunk_name, self.trunk = trunk, build_trunk(trunk)
         self.levels = Levels(self.trunk)
         self.decoder = decoder(self.levels.channels)
         self.classify = nn.Conv2d(self.decoder.out_channels, classes, 3, padding=1)
