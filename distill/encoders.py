@@ -84,7 +84,9 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _measure(self) -> None:
-        asked = self.spec.arguments.get("img_size", 64)
+        config = self.model.pretrained_cfg
+        default = config["input_size"][1] if config.get("fixed_input_size") else 64
+        asked = self.spec.arguments.get("img_size", default)
         side = asked if isinstance(asked, int) else asked[0]
         if self.is_vit:
             patch = self.model.patch_embed.patch_size[0]
@@ -93,6 +95,11 @@ class Encoder(nn.Module):
         self.model.eval()
         dense, pooled = self(torch.zeros(1, 3, side, side))
         self.model.train(training)
+        if dense.ndim != 4 or pooled.ndim != 2:
+            raise InputError(
+                f"encoder {self.spec.name!r} gives no feature map but {list(dense.shape[1:])}; "
+                "choose a vision transformer or a convolutional network"
+            )
         self.channels, self.dense_channels = pooled.shape[1], dense.shape[1]
         self.stride = side // dense.shape[-1]
 
@@ -105,7 +112,9 @@ class Encoder(nn.Module):
         """
         if not self.is_vit:
             dense = self.model.forward_features(image)
-            return dense, self.model.forward_head(dense, pre_logits=True)
+            pooled = self.model.forward_head(dense, pre_logits=True)
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"  # as Swin's are
+            return (dense.permute(0, 3, 1, 2) if last else dense), pooled
         patch = self.model.patch_embed.patch_size
         height, width = (max(s // p, 1) for s, p in zip(image.shape[-2:], patch, strict=True))
         size = (height * patch[0], width * patch[1])
