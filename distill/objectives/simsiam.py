@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from pydantic import Field
@@ -22,6 +24,9 @@ class SimSiamOptions(ViewOptions):
     solarize: tuple[float, float] = (0.0, 0.0)
     projection: int = Field(2048, ge=1, description="width of the projector and of its output")
     bottleneck: int = Field(512, ge=1, description="hidden width of the predictor")
+    predictor_lr: float = Field(
+        1.0, gt=0, description="learning rate of the predictor relative to the recipe's"
+    )
 
 
 @register_objective("simsiam")
@@ -36,6 +41,7 @@ class SimSiam(TwoViewObjective):
 
     kind = "non-contrastive"
     Options = SimSiamOptions
+    options: SimSiamOptions
 
     def __init__(self, encoder: Encoder, options: SimSiamOptions) -> None:
         super().__init__(encoder, options)
@@ -43,6 +49,21 @@ class SimSiam(TwoViewObjective):
         self.projector = SimSiamProjectionHead(encoder.channels, width, width)
         self.predictor = SimSiamPredictionHead(width, options.bottleneck, width)
         self.negative_cosine = NegativeCosineSimilarity()
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Those of all methods, each parted into what is the predictor's and what is not.
+
+        The gradient is useful only as far as the predictor is near its optimum (Chen & He 2020,
+        section 5.1; Grill et al. 2020, appendix I), which a short training helps by
+        ``predictor_lr`` above 1.
+        """
+        predictor = {id(p) for p in self.predictor.parameters()}
+        parted = []
+        for group in super().groups(weight_decay):
+            for inside, factor in ((False, 1.0), (True, self.options.predictor_lr)):
+                params = [p for p in group["params"] if (id(p) in predictor) == inside]
+                parted.append({**group, "params": params, "lr": factor})
+        return parted
 
     def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """The symmetric loss of two views, each [B, 3, H, W]."""

@@ -76,6 +76,15 @@ def test_simsiam_stops_the_gradient_of_targets_and_tells_a_collapse():
     assert float(model(same)["spread"]) < 1e-3
 
 
+def test_the_predictor_of_simsiam_may_learn_faster_than_the_rest():
+    model = build(SimSiam, CONVOLUTIONAL, {**OPTIONS["simsiam"], "predictor_lr": 5})
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in model.groups(0.3) for p in g["params"]}
+    predictor = {id(p) for p in model.predictor.parameters()}
+    for parameter in model.parameters():
+        faster = 5 if id(parameter) in predictor else 1
+        assert rates[id(parameter)] == (faster, 0.3 if parameter.ndim > 1 else 0.0)
+
+
 def test_barlow_makes_the_correlation_of_standardised_embeddings_the_identity():
     model = build(Barlow, CONVOLUTIONAL, {**OPTIONS["barlow"], "redundancy": 0.02})
     batch = seeded_views(model)
