@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.encoders import Encoder
+from distill.objectives.collapse import embedding_spread
 from distill.objectives.momentum import MomentumObjective, MomentumOptions, momentum_copy
 from distill.objectives.protocol import Views, register_objective
 from distill.objectives.views import TwoViewObjective, ViewOptions
@@ -113,7 +114,9 @@ class DenseCl(MomentumObjective, TwoViewObjective):
         query = F.normalize(self.dense_projector(cells).float(), dim=-1)
         dense = self._contrast(query, positive, dense_key)
         weight = self.options.dense
-        return {"loss": (1 - weight) * whole + weight * dense, "global": whole, "dense": dense}
+        loss = (1 - weight) * whole + weight * dense
+        spread = embedding_spread(key)
+        return {"loss": loss, "global": whole, "dense": dense, "spread": spread}
 
     def _cells(self, encoder: Encoder, view: Tensor) -> tuple[Tensor, Tensor]:
         """Dense features as rows [B, cells, C], and pooled ones."""
