@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def settings(method: str, *more: str) -> list[str]:
     return [*COMMON, *METHODS[method], *more]
 
 
-def two_processes(runs: list[dict[str, Any]]) -> None:
+def start(runs: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Exit codes and words of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +84,12 @@ def two_processes(runs: list[dict[str, Any]]) -> None:
         for i in range(2)
     ]
     said = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(said)
+    return [(p.returncode, text) for p, text in zip(processes, said, strict=True)]
+
+
+def two_processes(runs: list[dict[str, Any]]) -> None:
+    ended = start(runs)
+    assert [code for code, _ in ended] == [0, 0], "\n".join(said for _, said in ended)
 
 
 def curve(out: Path) -> np.ndarray:
@@ -132,3 +139,18 @@ def test_the_comparison_would_see_statistics_of_half_the_batch(
     two_processes([case(images, tmp_path / "halves", "simclr", "sync_batchnorm=false")])
     expected = one_process(images, tmp_path / "one", "simclr")
     assert np.abs(curve(tmp_path / "halves") / expected - 1).max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_process_that_dies_ends_the_other_and_the_run_goes_on(
+    images: Path, tmp_path: Path, strategy: str
+) -> None:
+    more = [f"strategy={strategy}", "checkpoint_every=3"]
+    broken = case(images, tmp_path / "run", "mocov3", *more)
+    (left, said), (killed, _) = start([broken | {"die_at": 7}])
+    assert killed == -signal.SIGKILL and left == 1, said
+    assert "another process of this run ended" in said and "go on with --resume" in said
+    two_processes([broken | {"resume": True}])
+    expected = one_process(images, tmp_path / "one", "mocov3")
+    np.testing.assert_allclose(curve(tmp_path / "run"), expected, rtol=1e-3)
