@@ -98,7 +98,9 @@ def main() -> None:
         labels = figures["labels"]
         shown = [labels["linear_error"], labels["knn_top1"], *values]
         run, _, weights = spec.partition("@")
-        name = "/".join(Path(run).parts[-2:]) + (f"@{Path(weights).stem}" if weights else "")
+        name = "/".join(Path(run).parts[-2:]) + (
+            f"@{Path(weights).stem.removeprefix('encoder-')}" if weights else ""
+        )
         table.add_row(name, *("" if v is None else f"{v:.3g}" for v in shown))
     console.print(table)
     show_correlations(correlations(list(found.values()), arguments.seed))
