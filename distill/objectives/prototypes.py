@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -45,14 +46,17 @@ class PrototypeHead(DINOProjectionHead):
     """
 
     def __init__(self, channels: int, options: PrototypeOptions) -> None:
-        super().__init__(
-            channels,
-            options.hidden,
-            options.bottleneck,
-            options.prototypes,
-            options.batch_norm,
-            norm_last_layer=options.norm_last_layer,
-        )
+        with warnings.catch_warnings():
+            # lightly's use of torch's older weight norm is not for our users to hear of.
+            warnings.simplefilter("ignore", FutureWarning)
+            super().__init__(
+                channels,
+                options.hidden,
+                options.bottleneck,
+                options.prototypes,
+                options.batch_norm,
+                norm_last_layer=options.norm_last_layer,
+            )
         self.held = False
         # Runs after weight norm's own hook, which derives the weight.
         self.last_layer.register_forward_pre_hook(self._hold)
