@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from distill.data.images import open_images
 from distill.evaluation.per_image import FILE_NAME, write_per_image
 from distill.evaluation.recording import judge
 from distill.evaluation.running import RunPerception
@@ -58,7 +59,7 @@ def train(args: argparse.Namespace, arm: str, seed: int, train_data: Dataset, va
         encoder=args.encoder if arm == "ssl-semi" else None,
         resume=True,
         accelerator="cpu",
-        unlabelled=[train_data] if "semi" in arm else None,
+        unlabelled=open_images([f"{args.data}:train"]) if "semi" in arm else None,
     )
     figures, results = judge(RunPerception(out), val, progress=False)
     write_per_image(out / FILE_NAME, results)

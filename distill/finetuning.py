@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill.data.images import JoinedImages
 from distill.data.labelled import LabelledViews
 from distill.encoders import RUN_WEIGHTS
 from distill.evaluation.probe import head_miou, probe_frames
@@ -196,7 +195,7 @@ def finetune(
     devices: int = 1,
     accelerator: str = "auto",
     head: str = "student",
-    unlabelled: list[Dataset] | None = None,
+    unlabelled: JoinedImages | None = None,
 ) -> dict[str, Any]:
     """Trains heads (trunk frozen first) on labelled data and writes the model to ``out``.
 
@@ -224,7 +223,7 @@ def finetune(
         "encoder": str(encoder) if encoder else None,
         "images": len(data.samples),
         "data": [{"name": data.name, "digest": data.digest()}],
-        "unlabelled": [{"name": d.name, "images": len(d.samples)} for d in unlabelled or []],
+        "unlabelled": len(unlabelled) if unlabelled else 0,
     }
     if encoder is not None and encoder.is_dir():
         extra["teachers"] = read_config(encoder).get("teachers", [])
@@ -234,7 +233,7 @@ def finetune(
     identity = {"settings": settings.model_dump(mode="json"), "student": student_name, "head": head}
     views: Any = LabelledViews([data, *(extra_data or [])], settings)
     if unlabelled:
-        views = WithUnlabelled(views, *_joined(unlabelled), settings)
+        views = WithUnlabelled(views, unlabelled.read, len(unlabelled), settings)
     averaged = trainer.fit(trainee, views, resume, identity)
     summary = {**extra, "probe": trainee.probe(averaged)}
     if trainer.fabric.is_global_zero:
@@ -256,14 +255,3 @@ def _criteria(
     if "detection" in classes:
         criteria["detection"] = DetectionLoss()
     return criteria
-
-
-def _joined(datasets: list[Dataset]) -> tuple[Callable[[int], np.ndarray], int]:
-    """One reader of the images of several datasets, and how many there are."""
-    members = [(d, i) for d in datasets for i in range(len(d.samples))]
-
-    def read(index: int) -> np.ndarray:
-        dataset, i = members[index]
-        return dataset.read(i).image
-
-    return read, len(members)

@@ -1,4 +1,4 @@
-"""Pseudo-labels: a larger student's bundle labels what has no labels."""
+"""Pseudo-labels: a larger model labels what has no labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import yaml
 from rich.progress import track
 
+from distill.evaluation.running import RunPerception, is_run
 from edge_runtime.bundle import open_bundle
 from edge_runtime.datasets import Dataset, open_data
 from edge_runtime.errors import InputError
@@ -23,39 +25,49 @@ _MASK_CONFIDENCE = 0.6
 _BOX_CONFIDENCE = 0.4
 
 
-def label_rest(bundle_path: Path, whole: Dataset, used: Dataset, out: Path) -> Dataset:
+def label_rest(labeller: Path, whole: Dataset, used: Dataset, out: Path) -> Dataset:
     """Labels the frames of ``whole`` that are not in ``used`` and opens them as a dataset.
 
-    Pixels the bundle is unsure of are ignored, where it was exported with ``--mask-confidence``.
+    Pixels the model is unsure of are ignored; a bundle says which where it was exported with
+    ``--mask-confidence``.
+
+    Args:
+        labeller: a bundle, or the run of a student or of a workstation's model.
 
     Raises:
-        InputError: the bundle's classes are not the data's.
+        InputError: its classes are not the data's.
     """
-    bundle = open_bundle(bundle_path)
-    _check(bundle.manifest.classes, whole)
     taken = {s.image for s in used.samples}
     rest = [i for i, s in enumerate(whole.samples) if s.image not in taken]
     if not rest:
         raise InputError("no frame is left to pseudo-label: --labels already takes them all")
-    shutil.rmtree(out, ignore_errors=True)
-    with contextlib.closing(Perception(bundle, score_threshold=_BOX_CONFIDENCE)) as model:
+    with contextlib.closing(_open(labeller, whole)) as model:
+        shutil.rmtree(out, ignore_errors=True)
         with atomic_folder(out) as work:
             _write(work, whole, rest, model)
     return open_data(f"{out / 'dataset.yaml'}:train")
 
 
-def _check(classes: object, data: Dataset) -> None:
+def _open(labeller: Path, data: Dataset) -> Any:
+    """The model as something that perceives frames, after checking that its classes agree."""
+    if is_run(labeller):
+        model: Any = RunPerception(labeller, _BOX_CONFIDENCE)
+        classes = model.names
+    else:
+        bundle = open_bundle(labeller)
+        classes = {t: [c.name for c in specs] for t, specs in bundle.manifest.classes.items()}
+        model = Perception(bundle, score_threshold=_BOX_CONFIDENCE)
     wanted = {"segmentation": data.segmentation_classes, "detection": data.detection_classes}
-    for task, specs in dict(classes).items():  # type: ignore[call-overload]
-        names = [c.name for c in specs]
+    for task, names in classes.items():
         if wanted[task] and names != list(wanted[task] or []):
             raise InputError(
-                f"the pseudo-labelling bundle's {task} classes {names} are not those of "
-                f"{data.name} {wanted[task]}; fine-tune it on the same data"
+                f"the {task} classes {names} of {labeller} are not those of {data.name} "
+                f"{wanted[task]}; label with a model that was fine-tuned on the same data"
             )
+    return model
 
 
-def _write(work: Path, data: Dataset, rest: list[int], model: Perception) -> None:
+def _write(work: Path, data: Dataset, rest: list[int], model: Any) -> None:
     for folder in ("images", "masks"):
         (work / folder).mkdir()
     ignore = 255 if data.ignore_index is None else data.ignore_index

@@ -91,6 +91,7 @@ def finetune(
         )  # fmt: skip
         then = f"fieldsight-distill evaluate {out} --data LABELLED"
         return finish(json_path, summary, [out / "student.safetensors"], then)
+    from distill.data.images import open_images
     from distill.finetuning import finetune as run
 
     whole = open_data(data, "train")
@@ -113,7 +114,7 @@ def finetune(
         devices,
         accelerator,
         head,
-        [open_data(u, "train") for u in unlabelled or []],
+        open_images(unlabelled) if unlabelled else None,
     )
     then = f"fieldsight-distill export {out} --data {data} --out {out.name}.bundle"
     if head != "student":

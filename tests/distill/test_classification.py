@@ -149,9 +149,9 @@ def test_manifold_mixing_mixes_features_and_targets():
     assert len(model.mixing_points()) >= 3
     image = torch.stack([torch.zeros(32, 32, 3), torch.full((32, 32, 3), 255.0)]).to(torch.uint8)
     label = torch.tensor([0, 1])
-    plain = float(MixedLoss(FinetuneSettings(), 2)(model, image, label))
+    plain = MixedLoss(FinetuneSettings(), 2)(model, image, label).item()
     mixing = MixedLoss(FinetuneSettings(mix="manifold"), 2)
-    values = {round(float(mixing(model, image, label)), 5) for _ in range(12)}
+    values = {round(mixing(model, image, label).item(), 5) for _ in range(12)}
     assert len(values) > 3 and any(abs(v - plain) > 1e-4 for v in values)
     vit = Classifier(Encoder(EncoderSpec("test_vit")), 2)
     resnet = Classifier(Encoder(EncoderSpec("resnet10t")), 2)
