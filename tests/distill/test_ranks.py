@@ -32,6 +32,15 @@ METHODS = {
     "mocov3": [*VIT, "options={hidden: 32, projection: 16}"],
     "dino": [*VIT, "options={hidden: 32, bottleneck: 16, prototypes: 64, local_views: 2}"],
 }
+# Also of the whole batch: correlations, queues, balanced assignments, the nearest neighbour.
+_PROTOTYPES = "hidden: 32, bottleneck: 16, prototypes: 64, local_views: 2"
+OTHERS = {
+    "barlow": [*RESNET, "options={projection: 32}"],
+    "byol": [*RESNET, "options={hidden: 32, projection: 16}"],
+    "densecl": [*VIT, "options={hidden: 32, projection: 16, queue: 64}"],
+    "dinov2": [*VIT, f"options={{{_PROTOTYPES}}}"],
+    "simsiam": [*RESNET, "options={projection: 32, bottleneck: 16}"],
+}
 GLOBAL_BATCH = 16
 STEPS = 20
 
@@ -54,7 +63,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(method: str, *more: str) -> list[str]:
-    return [*COMMON, *METHODS[method], *more]
+    return [*COMMON, *{**METHODS, **OTHERS}[method], *more]
 
 
 def start(runs: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -130,6 +139,11 @@ def test_two_processes_train_as_one_by_every_method_and_strategy(
     images: Path, tmp_path: Path
 ) -> None:
     compare(images, tmp_path, [(m, s) for m in METHODS for s in ("ddp", "fsdp")])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_by_the_other_methods(images: Path, tmp_path: Path) -> None:
+    compare(images, tmp_path, [(m, "ddp") for m in OTHERS])
 
 
 @pytest.mark.slow
