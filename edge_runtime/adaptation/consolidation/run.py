@@ -28,7 +28,7 @@ from edge_runtime.adaptation.consolidation.checkpoint import Checkpoint, Spent
 from edge_runtime.adaptation.consolidation.lessons import Lessons
 from edge_runtime.adaptation.consolidation.material import Material, read_material
 from edge_runtime.adaptation.consolidation.refold import refold
-from edge_runtime.adaptation.consolidation.selftraining import SelfTraining
+from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.writing import draft
 from edge_runtime.adaptation.drift import Drift
@@ -121,7 +121,8 @@ def consolidate(
     budget = Budget(minutes, watt_hours, spent)
     stopped, losses = _learn(training, checkpoint, budget, progress)
     note = _note(bundle, material, settings, training, budget.spent, stopped)
-    result = _write_if_accepted(bundle, student, training.teacher, out, note, material, limits)
+    learnt = blended(student, training.teacher, settings.blend)
+    result = _write_if_accepted(bundle, student, learnt, out, note, material, limits)
     checkpoint.remove()
     return Consolidated(*result, training.step, budget.spent, stopped, losses)
 

@@ -148,3 +148,12 @@ class SelfTraining:
         for name, value in own.items():
             value.copy_(state[name])
         self.step = step
+
+
+@torch.no_grad()
+def blended(old: Student, new: Student, share: float) -> Student:
+    """A student whose weights lie the given share of the way from old to new."""
+    result = copy.deepcopy(old)
+    for value, target in zip(result.parameters(), new.parameters(), strict=True):
+        value.lerp_(target, share)
+    return result

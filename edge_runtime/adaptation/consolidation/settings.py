@@ -17,6 +17,9 @@ class ConsolidationSettings(BaseModel):
         ema: Of the teacher's weights, a step.
         anchor: Pull towards the trained weights, as a share of the distance a step and unit of
             learning rate (L2-SP, Li et al., ICML 2018, decoupled from the gradient).
+        blend: Share of the way from the trained weights to the learnt ones that the result goes
+            (WiSE-FT, Wortsman et al., CVPR 2022): near the trained ones home is kept, and most of
+            what was gained away.
         kept: Share of each class's pixels, the surest, that count as pseudo-labels (class-balanced
             self-training, Zou et al., ECCV 2018).
         mixed: Share of place views into which half of a rehearsed frame's classes are pasted.
@@ -38,6 +41,7 @@ class ConsolidationSettings(BaseModel):
     lr: float = Field(default=1e-4, gt=0)
     ema: float = Field(default=0.98, ge=0, lt=1)
     anchor: float = Field(default=1.0, ge=0)
+    blend: float = Field(default=0.6, gt=0, le=1)
     kept: float = Field(default=0.4, gt=0, le=1)
     mixed: float = Field(default=0.5, ge=0, le=1)
     features: float = Field(default=0.5, ge=0)

@@ -13,10 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
+from edge_runtime.adaptation.consolidation.selftraining import blended
+from edge_runtime.adaptation.network import load_student
 from edge_runtime.bundle import Bundle, create_bundle, open_bundle
 from edge_runtime.cli import app
 from edge_runtime.datasets import load_dataset
@@ -58,6 +61,20 @@ def test_it_learns_a_place_without_labels_and_keeps_the_source(
     assert miou(bundle, dim_world) > miou(student_bundle, dim_world) + 0.10
     assert miou(bundle, world) > miou(student_bundle, world) - 0.06
     assert report["after"]["agreement"] > report["before"]["agreement"] - 0.02
+
+
+def test_the_blend_lies_between_the_trained_weights_and_the_learnt_ones(
+    student_bundle: Bundle,
+) -> None:
+    old, new = load_student(student_bundle), load_student(student_bundle)
+    with torch.no_grad():
+        for value in new.parameters():
+            value.add_(1.0)
+    for share in (0.25, 1.0):
+        result = blended(old, new, share)
+        for a, b, c in zip(old.parameters(), result.parameters(), new.parameters(), strict=True):
+            torch.testing.assert_close(b - a, torch.full_like(a, share), atol=1e-4, rtol=0)
+            torch.testing.assert_close(c - a, torch.ones_like(a), atol=1e-4, rtol=0)
 
 
 def test_the_new_bundle_is_whole_and_tells_its_making(
