@@ -1,0 +1,205 @@
+"""What adaptation costs beside perception: time of each frame, its tail while refining, memory.
+
+    python benchmarks/adaptation_cost.py my.bundle --data dataset.yaml:val
+    python benchmarks/adaptation_cost.py my.bundle --data dataset.yaml:val --parts memory
+
+Parts, each a table of its own (`--parts` picks some):
+
+* learner: what `align` adds to the median and to the mean frame of a long stream: at home, and away
+  from home with an adapter in use. Home and away alternate with rounds of perception alone.
+* tail: time of perception alone while `align+ssl` learns in a process of its own, against the
+  same while that process has nothing to do, in alternating rounds at `--rate` frames a second.
+* memory: most resident memory of a process that runs perception and a strategy on `--frames`
+  frames, beside one without; a worker's own is added.
+
+Pin it to one core (`taskset -c 0`) to make perception and refinement share it: the hardest case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adaptation import learner_for, open_frames
+from rich.console import Console
+from rich.table import Table
+
+from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.replay import Adapting
+from edge_runtime.adaptation.shifts import ShiftStream, parse_shifts
+from edge_runtime.adaptation.strategies import create_strategy, strategy_names
+from edge_runtime.bundle import identity_adapter, open_bundle
+from edge_runtime.frames import Frame
+from edge_runtime.perception import Perception
+
+SHIFT = "fog:0.6"
+console = Console()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", required=True, help="dataset.yaml:SPLIT[@PREFIX]")
+    parser.add_argument("--parts", default="learner,tail,memory")
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rate", type=float, default=10, help="frames a second of the part tail")
+    parser.add_argument("--duty", type=float, default=0.2, help="of the process that refines")
+    parser.add_argument("--strategies", help="of the part memory; all by default")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one strategy's memory, in a child
+    return parser.parse_args()
+
+
+def images_of(args: argparse.Namespace, shift: str | None) -> list[Frame]:
+    """The first frames of the data, with a shift drawn over them."""
+    data = open_frames(args.data, args.frames)
+    drawn = None if shift is None else ShiftStream(parse_shifts(shift))
+    images = [data.read(i).image for i in range(len(data))]
+    shown = [im if drawn is None else drawn.image(im, i) for i, im in enumerate(images)]
+    return [Frame(image, index, str(index)) for index, image in enumerate(shown)]
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def learner(args: argparse.Namespace) -> dict[str, Any]:
+    """Added time at home and away, over alternating rounds."""
+    perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
+    table = Table("where", "perception ms", "learner adds, median", "mean", title="learner")
+    figures: dict[str, Any] = {}
+    for where, shift in (("home", None), ("away", SHIFT)):
+        frames = images_of(args, shift)
+        stream = Adapting(perception, learner_for(perception, "align"))
+        alone: list[float] = []
+        added: list[float] = []
+        for turn in range(args.rounds):
+            adapter = perception.adapter
+            alone += [timed(lambda f=frame: perception(f)) for frame in frames]
+            perception.adapter = adapter
+            before = len(stream.trace.learned_ms)
+            for frame in frames:
+                stream(frame)
+            if turn or shift is None:  # the trial at the beginning is told apart
+                added += stream.trace.learned_ms[before:]
+        base, mean = float(np.median(alone)), float(np.mean(added))
+        figures[where] = {
+            "perception_ms": base,
+            "median": float(np.median(added)) / base,
+            "mean": mean / float(np.mean(alone)),
+            "worst_frame": float(np.max(stream.trace.learned_ms)) / base,
+        }
+        row = figures[where]
+        table.add_row(where, f"{base:.2f}", f"{row['median']:.1%}", f"{row['mean']:.1%}")
+        perception.adapter = identity_adapter(perception.manifest)
+    console.print(table)
+    return figures
+
+
+def tail(args: argparse.Namespace) -> dict[str, Any]:
+    """Percentiles of perception while another process learns, and while it does not."""
+    perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
+    frames = images_of(args, SHIFT)
+    strategy: Any = create_strategy("align+ssl", perception.bundle, apart=True, duty=args.duty)
+    shifted = Drift(1.0, {}, "shifted", 1)
+    while strategy.worker.health.state == "starting":
+        time.sleep(0.2)
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(2 * args.rounds):
+        learning = bool(turn % 2)
+        for frame in frames:
+            due = time.perf_counter() + 1 / args.rate
+            start = time.perf_counter()
+            result = perception(frame)
+            taken[learning].append(1e3 * (time.perf_counter() - start))
+            if learning:
+                strategy.observe(frame, result, shifted)
+            time.sleep(max(0.0, due - time.perf_counter()))
+        while strategy.worker.health.state == "working":
+            time.sleep(0.1)
+    steps = strategy.worker.health.learnt
+    strategy.close()
+    rows = {name: np.percentile(taken[name], [50, 90, 99]) for name in taken}
+    table = Table("", "p50 ms", "p90", "p99", title=f"tail, {steps} steps learnt")
+    table.add_row("nothing to learn", *(f"{v:.2f}" for v in rows[False]))
+    table.add_row("learning", *(f"{v:.2f}" for v in rows[True]))
+    ratio = rows[True] / rows[False]
+    table.add_row("ratio", *(f"{v:.2f}" for v in ratio))
+    console.print(table)
+    return {"steps": steps, "frames": len(taken[True]), "ratio_p50_p90_p99": ratio.tolist()}
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident memory by strategy, each in a process of its own."""
+    names = (
+        args.strategies.split(",") if args.strategies else [*strategy_names(), "align+ssl apart"]
+    )
+    table = Table("strategy", "MB", "above none", title="memory")
+    found: dict[str, float] = {}
+    for name in ["none", *(n for n in names if n != "none")]:
+        words = [sys.executable, __file__, str(args.bundle), "--data", args.data]
+        words += ["--frames", str(args.frames), "--measure", name]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        table.add_row(name, f"{found[name]:.0f}", f"{found[name] - found['none']:+.0f}")
+    console.print(table)
+    return found
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Run one strategy and print its process's peak memory in MB, a worker's included."""
+    name, _, apart = args.measure.partition(" ")
+    perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
+    options = {"apart": True, "duty": 1.0} if apart else {}
+    made = None if name == "none" else learner_for(perception, name, **options)
+    worker = getattr(made.strategy, "worker", None) if made is not None else None
+    while worker is not None and worker.health.state == "starting":
+        time.sleep(0.2)
+    stream = Adapting(perception, made)
+    for frame in images_of(args, SHIFT):
+        stream(frame)
+    while worker is not None and worker.health.state == "working":
+        time.sleep(0.2)
+    total = peak_mb(os.getpid())
+    if worker is not None and (pid := worker.health.pid) is not None:
+        total += peak_mb(pid)
+        worker.close()
+    print(total)
+
+
+def peak_mb(pid: int) -> float:
+    """Most memory that a process ever had resident, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) / 1024
+    return float("nan")
+
+
+PARTS = {"learner": learner, "tail": tail, "memory": memory}
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.measure:
+        measure(args)
+        return
+    figures = {name: PARTS[name](args) for name in args.parts.split(",")}
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
