@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import distill.settings
 from distill.cli import main
 from distill.data.labelled import LabelledViews
 from distill.semi import Consistency, WithUnlabelled, strong_photometric
@@ -144,3 +146,10 @@ def test_a_run_on_masks_uses_and_records_its_unlabelled_images(tiny, tmp_path, c
     head, *rows = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
     assert {float(r[head.index("train/confident")]) for r in rows} == {1.0}
     assert '"unlabelled": 4' in (run / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["semi", "classification", "finetune"])
+def test_packaged_recipes_are_settings(name):
+    recipe = Path(distill.settings.__file__).parent / "recipes" / f"{name}.yaml"
+    settings = load_settings(FinetuneSettings, recipe, ["epochs=3"])
+    assert settings.epochs == 3 and settings.semi.threshold >= 0.9
