@@ -133,6 +133,10 @@ def commands(args: argparse.Namespace, method: str, folder: Path) -> dict[str, l
     if not args.peer:
         return {"ours": own}
     trunk, _, method_args = CASES[method]
+    transform: dict[str, Any] = {"image_size": (args.size, args.size)}
+    if method == "dino":
+        local = round(args.size * 96 / 224 / 16) * 16  # as our local views, of whole patches
+        transform["local_view"] = {"view_size": (local, local)}
     asked = {
         "data": str(folder / "images"),
         "out": str(folder / f"peer-{method}"),
@@ -140,7 +144,7 @@ def commands(args: argparse.Namespace, method: str, folder: Path) -> dict[str, l
         "method": method,
         "method_args": method_args,
         "batch_size": args.batch_size,
-        "transform_args": {"image_size": (args.size, args.size)},
+        "transform_args": transform,
     }
     peer = [str(args.peer), str(HERE / "lightly_peer.py"), json.dumps(asked)]
     return {"ours": own, "LightlyTrain": peer}

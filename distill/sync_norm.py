@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        del ctx
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _total(values: Tensor) -> Tensor:
-    """Sum over processes, through which gradients flow."""
-    total: Tensor = all_reduce(values)
+    total: Tensor = _Sum.apply(values)
     return total
 
 
