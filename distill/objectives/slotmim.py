@@ -26,6 +26,7 @@ class SlotMIMOptions(ViewOptions, MomentumOptions):
     prototypes: int = Field(512, ge=2, description="few: objects; many: parts")
     hidden: int = Field(2048, ge=8)
     width: int = Field(256, ge=8)
+    batch_norm: bool = Field(False, description="in the projector; helps convolutional trunks")
     mask_ratio: float = Field(0.3, gt=0, lt=1)
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: tuple[float, float] = Field((0.04, 0.07), description="start and end")
@@ -42,18 +43,27 @@ class _Grouping(nn.Module):
     def __init__(self, channels: int, options: SlotMIMOptions) -> None:
         super().__init__()
         hidden, width = options.hidden, options.width
+        norms = [nn.BatchNorm1d(hidden) if options.batch_norm else None for _ in range(2)]
         self.projector = ProjectionHead(
             [
-                (channels, hidden, None, nn.GELU()),
-                (hidden, hidden, None, nn.GELU()),
+                (channels, hidden, norms[0], nn.GELU()),
+                (hidden, hidden, norms[1], nn.GELU()),
                 (hidden, width, None, None),
             ]
         )
+        # Without biases at the start, which would point all patches the same way.
+        for module in self.projector.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.prototypes = nn.Parameter(torch.randn(options.prototypes, width))
 
     def forward(self, dense: Tensor, moving: bool = True) -> tuple[Tensor, Tensor]:
         """Projections [B, E, h, w] and cosines with the prototypes [B, K, h, w]."""
-        tokens = self.projector(dense.flatten(2).transpose(1, 2))
+        batch, channels = dense.shape[:2]
+        rows = self.projector(dense.permute(0, 2, 3, 1).reshape(-1, channels))
+        tokens = rows.unflatten(0, (batch, -1))
         # Prototypes that stay have a gradient of zero: none at all would stall other processes.
         prototypes = self.prototypes * moving + self.prototypes.detach() * (not moving)
         cosines = F.normalize(tokens, dim=-1) @ F.normalize(prototypes, dim=-1).T
