@@ -271,9 +271,9 @@ class Trainer:
                 "identity": json.dumps(self.identity, sort_keys=True),
                 "step": step,
             }
-            write_checkpoint(self.out / "checkpoint.pt", state)
-            if self.log:
+            if self.log:  # first: a resumed run drops rows after its checkpoint, none before
                 self.log.write()
+            write_checkpoint(self.out / "checkpoint.pt", state)
         self.fabric.barrier()
 
     def _restore(self, optimizer: Any) -> int:
