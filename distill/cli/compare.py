@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from distill.cli.app import Json, app, finish
 from edge_runtime.errors import InputError
@@ -67,35 +68,29 @@ def _show(metric: str, groups: list[Group], pairs: list[dict[str, Any]]) -> None
         row = by_seed[group.name]
         values.add_row(group.name, " ".join(f"{v:.4f}" for v in row), f"{sum(row) / len(row):.4f}")
     console.print(values)
-    columns = (
-        "B over A",
-        "gain",
-        "over",
-        "95% interval",
-        "bootstrap p",
-        "permutation p",
-        "t p",
-        "d",
-    )
-    tests = table_of(f"{metric}: paired tests, two-sided", *columns)
     for pair in pairs:
-        for level in ("images", "seeds", "both"):
-            t = pair[level]
-            if t["low"] is None and t["p_permutation"] is None:
-                continue
-            adjusted = pair["p_holm"] if level == "images" and len(pairs) > 1 else None
-            permutation = _number(t["p_permutation"])
-            tests.add_row(
-                f"{pair['b']} over {pair['a']}" if level == "images" else "",
-                f"{pair['gain']:+.4f}" if level == "images" else "",
-                level,
-                "" if t["low"] is None else f"{t['low']:+.4f} to {t['high']:+.4f}",
-                _number(t["p_bootstrap"]),
-                permutation + (f" ({adjusted:.4f} by Holm)" if adjusted is not None else ""),
-                _number(t["p_t"]),
-                "" if t["effect"] is None else f"{t['effect']:.2f}",
-            )
-    console.print(tests)
+        console.print(_tests(pair, several=len(pairs) > 1))
+
+
+def _tests(pair: dict[str, Any], several: bool) -> Table:
+    """The tests of one pair, a row each for images, seeds and both."""
+    title = f"{pair['b']} over {pair['a']}: {pair['gain']:+.4f}, paired tests, two-sided"
+    if several:
+        title += f"; exchange of images by Holm p = {pair['p_holm']:.4f}"
+    table = table_of(title, "over", "95% interval", "bootstrap p", "exchange p", "t p", "d")
+    for level in ("images", "seeds", "both"):
+        t = pair[level]
+        if t["low"] is None and t["p_permutation"] is None:
+            continue
+        table.add_row(
+            level,
+            "" if t["low"] is None else f"{t['low']:+.4f} to {t['high']:+.4f}",
+            _number(t["p_bootstrap"]),
+            _number(t["p_permutation"]),
+            _number(t["p_t"]),
+            "" if t["effect"] is None else f"{t['effect']:.2f}",
+        )
+    return table
 
 
 def _number(value: float | None) -> str:
