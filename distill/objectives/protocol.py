@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -33,7 +34,7 @@ class ObjectiveOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """One self-supervised method over one encoder.
 
     A step is ``begin_step``, ``forward``, backward, optimiser, ``end_step``; ``progress`` runs from
@@ -63,6 +64,7 @@ class Objective(nn.Module):
         """
 
     @classmethod
+    @abstractmethod
     def views(cls, options: ObjectiveOptions, size: tuple[int, int], encoder: Encoder) -> Views:
         """The transform of one image; randomness from torch's and numpy's global generators.
 
@@ -70,14 +72,13 @@ class Objective(nn.Module):
             size: height and width of (global) views in pixels.
             encoder: for its normalisation, patch size and stride.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: list[Tensor]) -> dict[str, Tensor]:
         """Terms of the loss, the total under ``loss``; ``batch`` is collated ``views``.
 
         Losses across processes must equal those of one process with the same global batch.
         """
-        raise NotImplementedError
 
     def begin_step(self, progress: float) -> None:
         """Sets what follows a schedule: temperatures, momentum, frozen layers."""
