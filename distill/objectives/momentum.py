@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 
 import torch
 from lightly.models.utils import update_momentum
@@ -55,9 +56,9 @@ class MomentumObjective(Objective):
 
     options: MomentumOptions
 
+    @abstractmethod
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """What is trained and its momentum copy, of encoder and heads."""
-        raise NotImplementedError
 
     def end_step(self, progress: float) -> None:
         """Moves the copies."""
