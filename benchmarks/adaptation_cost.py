@@ -5,8 +5,9 @@
 
 Parts, each a table of its own (`--parts` picks some):
 
-* learner: what `align` adds to the median and to the mean frame of a long stream: at home, and away
-  from home with an adapter in use. Home and away alternate with rounds of perception alone.
+* learner: what `align` adds to the median, the mean and the worst frame: at home, and away from
+  home from the first shifted frame on. Rounds of perception alone alternate with those of both. CPU
+  time on one thread, so that other programs of the machine do not count.
 * tail: time of perception alone while `align+ssl` learns in a process of its own, against the
   same while that process has nothing to do, in alternating rounds at `--rate` frames a second.
 * memory: most resident memory of a process that runs perception and a strategy on `--frames`
@@ -71,39 +72,34 @@ def images_of(args: argparse.Namespace, shift: str | None) -> list[Frame]:
 
 
 def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Milliseconds of CPU time."""
+    start = time.process_time()
     call()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.process_time() - start)
 
 
 def learner(args: argparse.Namespace) -> dict[str, Any]:
     """Added time at home and away, over alternating rounds."""
     perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
-    table = Table("where", "perception ms", "learner adds, median", "mean", title="learner")
+    columns = ("perception ms", "median", "mean", "worst frame")
+    table = Table("where", *columns, title="the learner adds")
     figures: dict[str, Any] = {}
     for where, shift in (("home", None), ("away", SHIFT)):
         frames = images_of(args, shift)
         stream = Adapting(perception, learner_for(perception, "align"))
         alone: list[float] = []
-        added: list[float] = []
-        for turn in range(args.rounds):
-            adapter = perception.adapter
+        both: list[float] = []
+        for _ in range(args.rounds):
             alone += [timed(lambda f=frame: perception(f)) for frame in frames]
-            perception.adapter = adapter
-            before = len(stream.trace.learned_ms)
-            for frame in frames:
-                stream(frame)
-            if turn or shift is None:  # the trial at the beginning is told apart
-                added += stream.trace.learned_ms[before:]
-        base, mean = float(np.median(alone)), float(np.mean(added))
-        figures[where] = {
-            "perception_ms": base,
-            "median": float(np.median(added)) / base,
-            "mean": mean / float(np.mean(alone)),
-            "worst_frame": float(np.max(stream.trace.learned_ms)) / base,
+            both += [timed(lambda f=frame, s=stream: s(f)) for frame in frames]
+        base = float(np.median(alone))
+        row = {
+            "median": float(np.median(both)) / base - 1,
+            "mean": float(np.mean(both) / np.mean(alone)) - 1,
+            "worst_frame": float(np.max(both)) / base - 1,
         }
-        row = figures[where]
-        table.add_row(where, f"{base:.2f}", f"{row['median']:.1%}", f"{row['mean']:.1%}")
+        figures[where] = {"perception_ms": base, "frames": len(both), **row}
+        table.add_row(where, f"{base:.2f}", *(f"{value:.1%}" for value in row.values()))
         perception.adapter = identity_adapter(perception.manifest)
     console.print(table)
     return figures

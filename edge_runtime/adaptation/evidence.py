@@ -60,7 +60,7 @@ class Evidence:
         """
         mask = None if result.segmentation is None else result.segmentation.mask
         map_ = None if result.segmentation is None else result.segmentation.confidence
-        confidence = None if map_ is None else float(map_.mean())
+        confidence = None if map_ is None else float(map_[::_STRIDE, ::_STRIDE].mean())
         found = result.detections
         values = [
             None if result.statistics is None else result.statistics.sum(),

@@ -208,7 +208,11 @@ class Learner:
                 log.warning("%s", error)
 
     def _look_at_lens(self, frame: Frame, drift: Drift) -> str | None:
-        lens = self.splash.update(frame.image, drift.suspected)
+        """What happened to the lens; not asked while a shift explains what changes."""
+        if drift.suspected:
+            self.splash = SplashMonitor()
+            return None
+        lens = self.splash.update(frame.image)
         if lens is not None:
             log.warning("%s", lens)
             self.counters.add(lens)

@@ -60,13 +60,11 @@ class SplashMonitor:
     _landed: _Suspect | None = None
     _shape: tuple[int, ...] = field(default=())
 
-    def update(self, image: np.ndarray, explained: bool = False) -> str | None:
-        """Take one frame.
+    def update(self, image: np.ndarray) -> str | None:
+        """Take one frame, uint8 [H, W, 3].
 
-        Args:
-            image: uint8 [H, W, 3].
-            explained: Whether a shift is known or suspected by other evidence: light or weather
-                changes scattered places at once, too.
+        Light and weather change scattered places at once, too: whoever knows of a shift should
+        begin anew after it.
 
         Returns:
             "dirt on the lens" when it has landed and stayed, "lens clean" when it was wiped off.
@@ -78,14 +76,14 @@ class SplashMonitor:
             self.dirty = False
             return None
         change, self._last = now - self._last, now
-        event = self._judge(now, change, explained)
+        event = self._judge(now, change)
         self._learn(np.abs(change))
         return event
 
-    def _judge(self, now: np.ndarray, change: np.ndarray, explained: bool) -> str | None:
+    def _judge(self, now: np.ndarray, change: np.ndarray) -> str | None:
         if self._suspect is not None:
             self._suspect.left -= 1
-            if explained or self._suspect.kept(now) < _KEPT:
+            if self._suspect.kept(now) < _KEPT:
                 self._suspect = None
             elif self._suspect.left == 0:
                 self._landed, self._suspect, self.dirty = self._suspect, None, True
@@ -102,8 +100,7 @@ class SplashMonitor:
             self._landed, self.dirty = None, False
             return "lens clean"
         jumped = size > _JUMP * (self._usual + _NOISE)
-        splash = _SHARE[0] < jumped.mean() < _SHARE[1] and _spots(jumped) >= _SPOTS
-        if splash and not explained:
+        if _SHARE[0] < jumped.mean() < _SHARE[1] and _spots(jumped) >= _SPOTS:
             self._suspect = _Suspect(now - change, change * jumped)
         return None
 
