@@ -169,6 +169,8 @@ class Course:
             return None
         if self._trial is None or (self._trial.age >= _STALE and drift.state == "normal"):
             self.strategy.reset()
+            while len(self._held) > 1:  # what came before the suspicion may be of another place
+                self._held.popleft()
             self._trial = Trial(
                 self.strategy, self.guard, self.probe, self.identity, self._held, HELD
             )
