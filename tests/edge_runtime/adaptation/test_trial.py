@@ -93,3 +93,24 @@ def test_a_suspicion_that_passes_is_no_attempt(world: World) -> None:
     assert [d.event for d in decisions if d.event] == []
     assert not [r for r in learner.guard.log.recent if r["kind"] == "judge"]
     assert learner._course._trial is None
+
+
+def test_frames_from_before_the_suspicion_are_not_judged_by(world: World) -> None:
+    perception = Perception(world.bundle, threads=1)
+    through, probed = probe_of(perception), set()
+
+    def probe(frame: Frame, adapter: np.ndarray) -> Result:
+        probed.add(frame.stamp_ns)
+        return through(frame, adapter)
+
+    learner = Learner(world.bundle, probe=probe)
+    for index in range(60):
+        if index == 20:
+            probed.clear()  # of suspicions that passed
+        image = scene(1000 + index)
+        image = (image * LIGHT).astype(np.uint8) if index >= 20 else image
+        frame = Frame(image, index, "")
+        decision = learner.observe(frame, perception(frame))
+        if decision.event == "promoted":
+            break
+    assert decision.event == "promoted" and min(probed) >= 20
