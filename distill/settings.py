@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.objectives.features import FeatureWeights
 from edge_runtime.errors import InputError
@@ -31,6 +31,9 @@ class LoopSettings(BaseModel):
     )
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     weight_decay: float = Field(0.02, ge=0)
+    final_weight_decay: float | None = Field(
+        None, ge=0, description="reached along a cosine; constant if none"
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps")
     clip: float = Field(3.0, gt=0)
     ema: float = Field(0.99, ge=0, lt=1)
@@ -45,6 +48,12 @@ class LoopSettings(BaseModel):
     sync_batchnorm: bool = Field(False, description="statistics of the global batch")
     gradient_checkpointing: bool = False
     timeout: float = Field(30.0, gt=0, description="minutes to wait for another process")
+
+    @model_validator(mode="after")
+    def _decay_begins(self) -> LoopSettings:
+        if self.final_weight_decay and not self.weight_decay:
+            raise ValueError("final_weight_decay needs a weight_decay above 0")
+        return self
 
     def size_at(self, epoch: int) -> tuple[int, int]:
         """Input size of an epoch: the last ``final_epochs`` may be at a higher resolution."""

@@ -22,6 +22,7 @@ from distill.checkpoints import (
     write_checkpoint,
 )
 from distill.data.views import EpochBatches
+from distill.objectives.schedules import cosine
 from distill.optimisers import OPTIMISERS
 from distill.scaling import base_rate, lost_process, make_fabric
 from distill.settings import LoopSettings
@@ -202,6 +203,8 @@ class Trainer:
         s, done = self.settings, step / total
         for group in optimizer.param_groups:
             group["lr"] = self.base * group["base"] * rate(step, total, s.warmup)
+            if s.final_weight_decay is not None and group["weight_decay"]:
+                group["weight_decay"] = cosine(done, s.weight_decay, s.final_weight_decay)
         last = (step + 1) % s.accumulate == 0
         # Every step draws from its own stream, so that a resumed run repeats an unbroken one.
         world = self.fabric.world_size

@@ -81,8 +81,7 @@ class SlotMIM(MomentumObjective):
     Wen et al. 2025, "A Data-Centric Revisit of Pre-Trained Vision Models for Robot Learning",
     section 3: the student, which sees masked views, matches the momentum teacher's assignments of
     hidden patches and of the other view's patches at the same place, and slots are contrasted
-    across views. Takes transformers and, with masks on the image, convolutional trunks. Weight
-    decay stays as the recipe gives it, where the authors raise it to 0.4.
+    across views. Takes transformers and, with masks on the image, convolutional trunks.
     """
 
     kind = "masked"

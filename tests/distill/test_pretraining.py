@@ -181,6 +181,17 @@ def test_a_collapsed_run_is_stopped_with_advice(images: Path, tmp_path: Path) ->
     assert (tmp_path / "checkpoint.pt").is_file()
 
 
+def test_weight_decay_follows_its_cosine_and_spares_vectors(images: Path, tmp_path: Path) -> None:
+    rise = ["weight_decay=0.1", "final_weight_decay=0.5", "epochs=2", "checkpoint_every=1"]
+    run(images, tmp_path, tiny("simclr", *rise))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    found = sorted(g["weight_decay"] for g in state["optimizer"]["param_groups"])
+    last = (state["step"] - 1) / state["step"]  # progress of the last step
+    assert found == [0, pytest.approx(0.5 - 0.4 * (1 + math.cos(math.pi * last)) / 2)]
+    with pytest.raises(InputError, match="final_weight_decay needs a weight_decay above 0"):
+        tiny("simclr", "weight_decay=0", "final_weight_decay=0.5")
+
+
 def test_too_few_images_for_a_batch(images: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"36 images to train on .* fewer than a batch of 64"):
         run(images, tmp_path, tiny("simclr", "batch_size=64"))
