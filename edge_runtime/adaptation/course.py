@@ -19,8 +19,8 @@ from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.memory import PlaceMemory
 from edge_runtime.adaptation.source import pooled
 from edge_runtime.adaptation.store import AdapterStore, StoreError
-from edge_runtime.adaptation.strategies import Strategy
-from edge_runtime.adaptation.trial import Probe, Trial
+from edge_runtime.adaptation.strategies import Refining, Strategy
+from edge_runtime.adaptation.trial import Held, Probe, Trial
 from edge_runtime.frames import Frame, Result
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Course:
         self._held: deque[tuple[Frame, Result]] = deque(maxlen=HELD)
         self._place: _Place | None = None
         self._trial: Trial | None = None
+        self._merit: str | None = None
         self._wait, self._patience = 0, _PATIENCE
         self._homely, self._strange, self._age = 0, 0, 0
 
@@ -236,7 +237,36 @@ class Course:
             self.guard.followed(candidate)
         if self._age % _SAVE == 0:
             self.save({"event": "followed", "drift": round(drift.score, 4)})
-        return None
+        return self._refine(frame, drift)
+
+    def _refine(self, frame: Frame, drift: Drift) -> str | None:
+        """Let the strategy look for something better than small steps lead to, and try it."""
+        if not isinstance(self.strategy, Refining):
+            return None
+        if self._trial is None:
+            found = self.strategy.refine(frame, self.adapter)
+            if found is not None:
+                self._trial, self._merit = self._trial_of(found.adapter), found.merit
+            return None
+        if not self._trial.advance(drift, _PASSES):
+            return None
+        trial, self._trial = self._trial, None
+        assert trial.outcomes is not None
+        verdict = self.guard.judge(*trial.outcomes, self._merit)
+        if not verdict.promote:
+            return "not refined"
+        self.strategy.accepted(trial.candidate)
+        self.guard.promoted(trial.candidate, trial.outcomes[1])
+        self.adapter = trial.candidate
+        self.save({"event": "refined", "drift": round(drift.score, 4)})
+        return "refined"
+
+    def _trial_of(self, candidate: np.ndarray) -> Trial:
+        """A trial of a candidate against the adapter in use."""
+        held: Held = self._held
+        if not self.closed:  # in the shadow the held results are those of the network as trained
+            held = [(frame, self.probe(frame, self.adapter)) for frame, _ in held]
+        return Trial(self.strategy, self.guard, self.probe, self.adapter, held, HELD, candidate)
 
     def _left(self, event: str) -> str:
         self.guard.reset()

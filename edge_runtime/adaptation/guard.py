@@ -131,12 +131,13 @@ class Guard:
         """Read the evidence off one result; see `Evidence.of`."""
         return Evidence.of(result, self.classes, mirrored, frame)
 
-    def judge(self, current: Outcome, candidate: Outcome) -> Verdict:
+    def judge(self, current: Outcome, candidate: Outcome, merit: str | None = None) -> Verdict:
         """Decide whether a candidate may replace the current adapter. Recorded, not carried out.
 
         Args:
             current: What the adapter in use led to.
             candidate: What the candidate led to, in the shadow, on the same frames.
+            merit: What else speaks for it, such as labelled frames that it knows better.
 
         Returns:
             The verdict: promoted only if nothing speaks against it and something for it.
@@ -144,7 +145,7 @@ class Guard:
         limits, report = self.options.limits, None
         against = self._refusals(current, candidate)
         against += [said for check in CHECKS if (said := check(candidate, current, limits))]
-        pro = merits(candidate, current, limits)
+        pro = merits(candidate, current, limits) + ([merit] if merit else [])
         if not against and not pro:
             against = ["not shown to be better than the current adapter"]
         if not against and self.canary is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,7 +26,8 @@ class Strategy(Protocol):
     """Watches a stream of frames and proposes adapters.
 
     A strategy that changes the image rather than the adapter also has ``prepare(frame)``, which
-    the caller runs before perception.
+    the caller runs before perception. One that finds adapters which are no small steps is
+    `Refining`, too.
     """
 
     name: str
@@ -46,6 +48,32 @@ class Strategy(Protocol):
 
     def reset(self, adapter: np.ndarray | None = None) -> None:
         """Forget the stream; go on from `adapter` if one is given, else from the identity."""
+        ...
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A candidate, float32 [A], and what its finder can already say for it, if anything."""
+
+    adapter: np.ndarray
+    merit: str | None = None
+
+
+@runtime_checkable
+class Refining(Protocol):
+    """Looks for something better than the adapter in use, which has to pass a trial of its own."""
+
+    def refine(self, frame: Frame, adapter: np.ndarray) -> Refined | None:
+        """Take one frame of the place; a candidate, or None while there is none.
+
+        Args:
+            frame: The frame.
+            adapter: float32 [A], the adapter in use.
+        """
+        ...
+
+    def accepted(self, adapter: np.ndarray) -> None:
+        """Go on from a candidate, float32 [A], that passed its trial."""
         ...
 
 

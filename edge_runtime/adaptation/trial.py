@@ -53,6 +53,7 @@ class Trial:
         current: float32 [A], the adapter in use.
         held: The newest frames with their results under it, at least one; the caller adds to it.
         wanted: How many frames the candidate is judged on.
+        candidate: float32 [A], if it is known already: nothing is sought then.
 
     Attributes:
         candidate: float32 [A], as far as it is found; `current` while nothing was proposed.
@@ -69,9 +70,11 @@ class Trial:
         current: np.ndarray,
         held: Held,
         wanted: int,
+        candidate: np.ndarray | None = None,
     ) -> None:
         self.strategy, self.guard, self.probe = strategy, guard, probe
-        self.current = self.candidate = current
+        self.current, self._given = current, candidate
+        self.candidate = current if candidate is None else candidate
         self.outcomes: tuple[Outcome, Outcome] | None = None
         self.done, self.age = False, 0
         self._held, self._wanted = held, wanted
@@ -96,7 +99,8 @@ class Trial:
 
     def _run(self) -> Iterator[bool]:
         """Yields before each forward pass, and where frames are waited for."""
-        yield from self._rehearse()
+        if self._given is None:
+            yield from self._rehearse()
         if self.candidate is self.current:
             return
         while len(self._held) < self._wanted:

@@ -6,18 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
-from edge_runtime.adaptation.consolidation.style import PlaceStyle
-from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, predict, sharpened
-from edge_runtime.adaptation.network import Outputs, combine, row
+from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
+from edge_runtime.adaptation.network import combine, row
+from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Rehearsal, predict
+from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.student import Student
-
-UNLABELLED = 255
-STRIDE = 4  # of segmentation logits, pixels
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Lessons:
         place: uint8 [N, H, W, 3], frames without labels.
         adapter: float32 [A], the adapter that alignment found on them.
         source: uint8 [M, H, W, 3], canary frames to rehearse.
-        masks: uint8 [M, H, W] with `UNLABELLED`, their labels, or None.
+        masks: uint8 [M, H, W] with 255 where there is no label, or None.
         class_weight: float32 [C] of the segmentation classes, or None without that task.
     """
 
@@ -37,21 +34,6 @@ class Lessons:
     source: np.ndarray
     masks: np.ndarray | None
     class_weight: np.ndarray | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A view and what a student should say about it.
-
-    Attributes:
-        image: float32 [h, w, 3], 0 to 255.
-        outputs: The target: a teacher's, heads as probabilities, with leading 1.
-        weight: float32 [1, h/4, w/4], how much each place of the mask counts, or None.
-    """
-
-    image: np.ndarray
-    outputs: Outputs
-    weight: Tensor | None
 
 
 class Curriculum:
@@ -69,9 +51,8 @@ class Curriculum:
         self.style = PlaceStyle.fit(lessons.place, lessons.source)
         self.disturb = Disturbance()
         weights = lessons.class_weight
-        self.class_weight = None if weights is None else torch.from_numpy(weights)
+        self.rehearsal = Rehearsal(student, lessons.source, lessons.masks, weights, settings.crop)
         self.thresholds = ClassThresholds(1 if weights is None else len(weights), settings.kept)
-        self._known = [self._recall(student, i) for i in range(len(lessons.source))]
 
     def of_place(self, teacher: Student, rng: np.random.Generator) -> list[Lesson]:
         """Views of the place, labelled by the teacher on the whole frames."""
@@ -91,44 +72,18 @@ class Curriculum:
                 None if weight is None else view.of_map(weight[i : i + 1], STRIDE),
             )
             if rng.random() < self.settings.mixed:
-                lesson = paste(lesson, self._rehearsed(rng, styled=True), rng)
+                lesson = paste(lesson, self.rehearsal.draw(rng, self._styled), rng)
             drawn.append(replace(lesson, image=self.disturb(lesson.image, rng)))
         return drawn
 
     def of_source(self, rng: np.random.Generator) -> list[Lesson]:
         """Views of canary frames, all but the first in the looks of the place."""
-        drawn = [self._rehearsed(rng, k > 0) for k in range(self.settings.rehearsed_frames)]
+        looks = [None, *[self._styled] * (self.settings.rehearsed_frames - 1)]
+        drawn = [self.rehearsal.draw(rng, look) for look in looks]
         return [replace(lesson, image=self.disturb(lesson.image, rng)) for lesson in drawn]
 
-    def _rehearsed(self, rng: np.random.Generator, styled: bool) -> Lesson:
-        """A view of a canary frame with what is known of it."""
-        i = int(rng.integers(len(self.lessons.source)))
-        image = self.lessons.source[i]
-        view = View.draw(rng, image.shape[:2], self.settings.crop)
-        seen = self.style(image, rng, float(rng.uniform(0.5, 1))) if styled else image
-        outputs = view.of_outputs(self._known[i])
-        weight = None
-        if outputs.segmentation is not None and self.class_weight is not None:
-            weight = self.class_weight[outputs.segmentation.argmax(1)]
-        return Lesson(view.of_image(seen), outputs, weight)
-
-    @torch.no_grad()
-    def _recall(self, student: Student, index: int) -> Outputs:
-        """What the trained network says of a canary frame, halfway to its labels where it has some.
-
-        Labels alone would drive the network to certainty on the few frames there are.
-        """
-        known = predict(student, stack([self.lessons.source[index]]))
-        if known.segmentation is None or self.lessons.masks is None:
-            return known
-        mask = torch.from_numpy(self.lessons.masks[index]).long()
-        labelled = (mask != UNLABELLED).float()
-        classes = known.segmentation.shape[1]
-        one_hot = F.one_hot(mask.clamp_max(classes - 1), classes).movedim(-1, 0) * labelled
-        told, share = (F.avg_pool2d(m[None].float(), STRIDE) for m in (one_hot, labelled[None]))
-        told = told / share.clamp_min(1e-6)
-        half = 0.5 * (share > 0.5).float()
-        return replace(known, segmentation=torch.lerp(known.segmentation, told, half))
+    def _styled(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.style(image, rng, float(rng.uniform(0.5, 1)))
 
 
 def paste(lesson: Lesson, other: Lesson, rng: np.random.Generator) -> Lesson:

@@ -60,7 +60,7 @@ def read_material(bundle: Bundle, memory: Path | str) -> Material:
     canary = load_canary(bundle)
     images, masks, boxes = canary["images"], canary.get("masks"), canary.get("boxes")
     classes = len(bundle.manifest.classes.get("segmentation", []))
-    _check_canary(bundle, images, masks, boxes)
+    check_canary(bundle, images, masks, boxes)
     judged = np.arange(len(images)) % _KEPT_OUT_CANARY == _KEPT_OUT_CANARY - 1
     unseen = np.arange(len(frames)) % _KEPT_OUT_PLACE == _KEPT_OUT_PLACE // 2
     if not classes:
@@ -76,7 +76,7 @@ def read_material(bundle: Bundle, memory: Path | str) -> Material:
         frames[~unseen],
         images[~judged],
         None if masks is None else masks[~judged],
-        None if masks is None else _class_weight(bundle, masks, classes),
+        None if masks is None else class_weight(bundle, masks, classes),
         kept_out,
         hashlib.sha256(frames.tobytes()).hexdigest(),
     )
@@ -104,9 +104,14 @@ def _read_frames(bundle: Bundle, memory: Path | str) -> np.ndarray:
     return np.stack(images)
 
 
-def _check_canary(
+def check_canary(
     bundle: Bundle, images: np.ndarray, masks: np.ndarray | None, boxes: np.ndarray | None
 ) -> None:
+    """Whether a canary can be rehearsed.
+
+    Raises:
+        BundleError: It has too few frames, or a task's labels are missing.
+    """
     path = bundle.file("canary.npz")
     if len(images) < _KEPT_OUT_CANARY:
         raise BundleError(
@@ -131,7 +136,7 @@ def _check_canary(
             )
 
 
-def _class_weight(bundle: Bundle, masks: np.ndarray, classes: int) -> np.ndarray:
+def class_weight(bundle: Bundle, masks: np.ndarray, classes: int) -> np.ndarray:
     """Inverse square root of each class's share in the training domain, one on average."""
     path = bundle.file("reference.safetensors")
     try:

@@ -9,16 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lesson, Lessons
+from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
-from edge_runtime.adaptation.losses import (
-    box_loss,
-    feature_distance,
-    score_loss,
-    soft_segmentation_loss,
-)
-from edge_runtime.adaptation.network import combine, run
-from edge_runtime.adaptation.views import stack
+from edge_runtime.adaptation.rehearsal import lesson_losses
 from edge_runtime.errors import RefusedError
 from edge_runtime.student import Student
 
@@ -67,14 +60,15 @@ class SelfTraining:
         place = self.curriculum.of_place(self.teacher, rng) if self.settings.place else []
         # With the place's adapter or without, so that the result leans on neither.
         adapter = self.curriculum.adapter if rng.random() < 0.5 else None
-        losses = {}
+        losses, weights = {}, (self.settings.features, self.settings.detection)
         for name, weight, lessons, under in (
             ("place", self.settings.place, place, adapter),
             ("rehearsal", self.settings.rehearsal, source, None),
         ):
             if not lessons:
                 continue
-            for kind, value in self._losses(lessons, under).items():
+            given = lesson_losses(self.student, lessons, under, *weights)
+            for kind, value in given.items():
                 losses[f"{name}.{kind}"] = weight * value
         total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -95,25 +89,6 @@ class SelfTraining:
         done = min(1.0, self.step / self.settings.steps)
         warm = min(1.0, (self.step + 1) / max(1.0, _WARMUP * self.settings.steps))
         return self.settings.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
-
-    def _losses(self, lessons: list[Lesson], adapter: Tensor | None) -> dict[str, Tensor]:
-        """Weighted losses of a batch."""
-        settings = self.settings
-        found = run(self.student, stack([lesson.image for lesson in lessons]), adapter)
-        told = combine(lambda *maps: torch.cat(maps), *(lesson.outputs for lesson in lessons))
-        distance = feature_distance(found.features, told.features)
-        losses = {"features": settings.features * distance}
-        weights = [lesson.weight for lesson in lessons if lesson.weight is not None]
-        if found.segmentation is not None and told.segmentation is not None and weights:
-            weight = torch.cat(weights)
-            losses["segmentation"] = soft_segmentation_loss(
-                found.segmentation, told.segmentation, weight
-            )
-        if found.scores and told.scores and found.boxes and told.boxes:
-            objects = score_loss(found.scores, told.scores)
-            objects = objects + box_loss(found.boxes, told.boxes, told.scores)
-            losses["detection"] = settings.detection * objects
-        return losses
 
     @torch.no_grad()
     def _anchor_and_average(self, pull: float) -> None:

@@ -1,31 +1,9 @@
-"""Targets of self-training: what the averaged network says of a whole, clean frame."""
+"""Targets of self-training: what of a teacher's probabilities a student should believe."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from edge_runtime.adaptation.network import Outputs, combine, probable, run
-from edge_runtime.adaptation.views import whole
-from edge_runtime.student import Student
-
-
-@torch.no_grad()
-def predict(student: Student, images: Tensor, adapter: Tensor | None = None) -> Outputs:
-    """Outputs averaged over a frame and its mirror image; heads as probabilities.
-
-    Args:
-        student: The teacher.
-        images: float32 [B, H, W, 3].
-        adapter: float32 [A], or None.
-
-    Returns:
-        `segmentation` and `scores` hold probabilities in place of logits.
-    """
-    size = (images.shape[1], images.shape[2])
-    plain = probable(run(student, images, adapter))
-    mirrored = probable(run(student, images.flip(2), adapter))
-    return combine(lambda a, b: (a + b) / 2, plain, whole(size, True).of_outputs(mirrored))
 
 
 def sharpened(probabilities: Tensor, power: float = 2.0) -> Tensor:

@@ -15,6 +15,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
 
 METHODS = {
+    "align+rehearsal": "rehearsal",
     "align+ssl": "consistency",
     "cotta": "cotta",
     "eata": "eata",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import multiprocessing
 import threading
 import time
@@ -64,6 +65,9 @@ class Supervisor:
         job: What the worker does.
         start: float32 [A], the adapter it starts from.
         patience: How long to wait for it.
+
+    Attributes:
+        gain: What the worker said for what it learnt last; 0 if it says nothing.
     """
 
     def __init__(self, job: Job, start: np.ndarray, patience: Patience | None = None) -> None:
@@ -77,7 +81,7 @@ class Supervisor:
         self._offered: tuple[np.ndarray, np.ndarray] | None = None
         self._good = np.array(start, np.float32)
         self._fresh: np.ndarray | None = None
-        self._again = False
+        self._again, self.gain = False, 0.0
         self._state = "starting"
         self._pid: int | None = None
         self._reason: str | None = None
@@ -156,6 +160,8 @@ class Supervisor:
         theirs.close()
         try:
             return self._attend(ours)
+        except ValueError as error:
+            return f"the worker talks nonsense: {error}"
         except (EOFError, OSError):
             process.join(5)
             return f"the worker ended with exit code {process.exitcode}"
@@ -168,9 +174,9 @@ class Supervisor:
         heard, limit = time.monotonic(), self.patience.start
         while not self._closing.is_set() and not self._again:
             if connection.poll(_POLL_S):
-                word = connection.recv()
+                word, _, gain = str(connection.recv()).partition(":")
                 heard, limit = time.monotonic(), self.patience.silence
-                if word == "learnt" and not self._keep():
+                if word == "learnt" and not self._keep(gain):
                     return "the worker's adapter is not finite"
                 self._state = word if word in ("ready", "resting") else "resting"
             if self._state == "ready":
@@ -191,13 +197,14 @@ class Supervisor:
         pixels[:], self._view(self._base)[:] = offered
         return True
 
-    def _keep(self) -> bool:
-        found = self._view(self._adapter).copy()
-        if not np.isfinite(found).all():
+    def _keep(self, gain: str) -> bool:
+        found, said = self._view(self._adapter).copy(), float(gain or 0)
+        if not (np.isfinite(found).all() and math.isfinite(said)):
             return False
         with self._lock:
             if not self._again:
                 self._good = self._fresh = found
+                self.gain = said
         self._learnt += 1
         return True
 

@@ -26,7 +26,8 @@ class Job:
 
     Attributes:
         bundle: Folder of the bundle.
-        target: "module:factory" of a callable of a bundle and options with ``learn(image)``.
+        target: "module:factory" of a callable of a bundle and options with ``learn(image, base)``;
+            its ``gain``, if it has one, is what it can say for what it learnt last.
         options: For the factory.
         shape: (height, width) of the images.
         duty: Share of the time that may be spent working.
@@ -90,7 +91,9 @@ def _serve(connection: Connection, image: Any, base: Any, adapter: Any, job: Job
         found = method.learn(pixels.copy(), under.copy())
         if found is not None:
             learnt[:] = found
-        connection.send("none" if found is None else "learnt")
+        gain = getattr(method, "gain", None)
+        said = "learnt" if gain is None else f"learnt:{gain:.4f}"
+        connection.send("none" if found is None else said)
         busy = time.monotonic() - start
         for _ in rests(busy, job, machine):
             connection.send("resting")

@@ -12,11 +12,12 @@ import torch
 from edge_runtime.adaptation import losses
 from edge_runtime.adaptation.consolidation.budget import Budget
 from edge_runtime.adaptation.consolidation.checkpoint import Spent
-from edge_runtime.adaptation.consolidation.lessons import Lesson, paste
-from edge_runtime.adaptation.consolidation.style import PlaceStyle
+from edge_runtime.adaptation.consolidation.lessons import paste
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
 from edge_runtime.adaptation.network import Outputs, load_student, run
 from edge_runtime.adaptation.power import watts
+from edge_runtime.adaptation.rehearsal import Lesson
+from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import View, whole
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.doctor.machine import Machine
