@@ -226,7 +226,7 @@ def finetune(
         "unlabelled": len(unlabelled) if unlabelled else 0,
     }
     if encoder is not None and encoder.is_dir():
-        extra["teachers"] = read_config(encoder).get("teachers", [])
+        extra["teachers"] = _teachers_behind(encoder)
     if trainer.fabric.is_global_zero:
         write_config(out, "finetune", settings, extra)
     trainee = _Trainee(module, val, settings, encoder is not None)
@@ -240,6 +240,14 @@ def finetune(
         save_student(out, averaged)
         atomic_write_text(out / "summary.json", json.dumps(summary, indent=2))
     return summary
+
+
+def _teachers_behind(run: Path) -> list[str]:
+    """Teachers of a run of ``distill`` or ``finetune``; one of ``pretrain`` has none."""
+    if (run / RUN_WEIGHTS).is_file():
+        return []
+    teachers: list[str] = read_config(run).get("teachers", [])
+    return teachers
 
 
 def _criteria(

@@ -9,7 +9,7 @@ import timm
 import torch
 import yaml
 from pretrain_cases import HEADS, TINY, tiny, write_images
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from distill.cli import main
 from distill.data.images import open_images
@@ -97,6 +97,22 @@ def test_a_pretrained_trunk_starts_a_student(images: Path, tmp_path: Path) -> No
     )
     with pytest.raises(InputError, match="does not fit trunk resnet18"):
         load_encoder(Student("resnet18", {}, 16, 16, 1), run)
+
+
+def test_a_student_is_tuned_from_a_pretrained_trunk(
+    images: Path, tiny, tmp_path: Path, command_line
+) -> None:
+    run = trained(images, tmp_path / "run", "encoder=resnet10t", "encoder_args={}")
+    out = tmp_path / "tuned"
+    code, _, said = command_line(
+        main, "fieldsight-distill", "finetune", "--data", tiny.yaml, "--encoder", run, "--out", out,
+        "--student", "resnet10t", "--task", "segmentation", "--accelerator", "cpu",
+        "size=[32,64]", "batch_size=1", "epochs=1", "workers=0", "neck_width=16", "lr=1e-9",
+    )  # fmt: skip
+    assert code == 0, said
+    weight = load_file(out / "student.safetensors")["trunk.body.conv1.0.weight"]
+    first = open_encoder(str(run)).encoder.model.conv1[0].weight
+    torch.testing.assert_close(weight, first, rtol=0, atol=1e-5)
 
 
 def test_an_unfinished_run_is_neither(images: Path, tmp_path: Path) -> None:
