@@ -9,6 +9,8 @@ Streams and shares are those of `benchmarks/adaptation.py`. Columns, as share of
 * align: as it runs, gate, guard and delay included.
 * once in use: the same, on the frames from its first promotion on alone.
 * ungated: alignment from the first frame on, without gate and guard.
+* rehearsed: align+rehearsal as it runs, with the options of `--options`.
+* once taught: the same, on the frames from the first taught adapter on alone.
 * ceiling: one adapter for the whole stream, taught with the labels of that very stream. What no
   method can pass, unless it changes more than the adapter, or changes it from frame to frame.
 """
@@ -56,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--limit", type=int, help="frames of each stream")
     parser.add_argument("--steps", type=int, default=120, help="of teaching with labels")
+    parser.add_argument("--options", default="{}", help="JSON: options of align+rehearsal")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -98,15 +101,15 @@ class Ungated:
         return result
 
 
-def decomposed(perception: Perception, stream: Stream, steps: int) -> dict[str, Any]:
+def decomposed(
+    perception: Perception, stream: Stream, steps: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """mIoU in percent of every column, with that as trained on the same frames."""
     identity = identity_adapter(perception.manifest)
     perception.adapter = identity
     plain = stream.matrices(perception)
-    aligned = Adapting(perception, learner_for(perception, "align"))
-    under = stream.matrices(aligned)
-    begin = next((i for i, what in aligned.trace.events if what == "promoted"), None)
-    perception.adapter = identity
+    under, begin = followed(perception, stream, "align", "promoted")
+    rehearsed, taught_at = followed(perception, stream, "align+rehearsal", "refined", **options)
     first = [frame for frame, _ in stream.frames[:3]]
     ungated = Ungated(perception, first)
     free = stream.matrices(ungated)
@@ -115,12 +118,32 @@ def decomposed(perception: Perception, stream: Stream, steps: int) -> dict[str, 
     perception.adapter = identity
     return {
         "promoted": begin,
+        "refined": taught_at,
         "plain": percent(plain),
         "align": percent(under),
-        "late": None if begin is None else (percent(plain[begin:]), percent(under[begin:])),
+        "once in use": since(begin, plain, under),
+        "rehearsed": percent(rehearsed),
+        "once taught": since(taught_at, plain, rehearsed),
         "ungated": percent(free),
         "ceiling": percent(best),
     }
+
+
+def followed(
+    perception: Perception, stream: Stream, strategy: str, event: str, **options: Any
+) -> tuple[list[np.ndarray], int | None]:
+    """Confusion matrices of a strategy as it runs, and the frame of the first such event."""
+    adapting = Adapting(perception, learner_for(perception, strategy, **options))
+    found = stream.matrices(adapting)
+    perception.adapter = identity_adapter(perception.manifest)
+    return found, next((i for i, what in adapting.trace.events if what == event), None)
+
+
+def since(
+    begin: int | None, plain: list[np.ndarray], under: list[np.ndarray]
+) -> tuple[float, float] | None:
+    """mIoU as trained and adapted from a frame on."""
+    return None if begin is None else (percent(plain[begin:]), percent(under[begin:]))
 
 
 def taught(perception: Perception, stream: Stream, start: np.ndarray, steps: int) -> np.ndarray:
@@ -167,21 +190,21 @@ def fitted(perception: Perception, stream: Stream) -> tuple[np.ndarray, np.ndarr
 
 
 def show(found: dict[str, dict[str, Any]], home: float, home_late: dict[int, float]) -> None:
-    columns = ("align", "once in use", "ungated", "ceiling")
-    table = Table(
-        "stream", "as trained", "in use from", *columns, title="share of the loss regained"
-    )
+    columns = ("align", "once in use", "ungated", "rehearsed", "once taught", "ceiling")
+    begins = {"once in use": "promoted", "once taught": "refined"}
+    table = Table("stream", "as trained", *begins.values(), *columns, title="share regained")
     for name, row in found.items():
         lost = home - row["plain"]
-        cells = [f"{row['plain']:.1f}", "-" if row["promoted"] is None else str(row["promoted"])]
+        cells = [f"{row['plain']:.1f}"]
+        cells += ["-" if row[b] is None else str(row[b]) for b in begins.values()]
         for column in columns:
-            before, after, reach = row["plain"], row.get(column), lost
-            if column == "once in use":
-                if row["late"] is None:
-                    cells.append("-")
-                    continue
-                before, after = row["late"]
-                reach = home_late[row["promoted"]] - before
+            before, after, reach = row["plain"], row[column], lost
+            if after is None:
+                cells.append("-")
+                continue
+            if column in begins:
+                before, after = after
+                reach = home_late[row[begins[column]]] - before
             real = " " not in name
             cells.append(f"{after - before:+.1f}" if real else f"{(after - before) / reach:.2f}")
         table.add_row(name, *cells)
@@ -203,7 +226,7 @@ def main() -> None:
     home = Stream.of("unshifted", data, None).matrices(perception)
     found: dict[str, dict[str, Any]] = {}
     for stream in track(streams, "streams", console=Console(stderr=True)):
-        found[stream.name] = decomposed(perception, stream, args.steps)
+        found[stream.name] = decomposed(perception, stream, args.steps, json.loads(args.options))
     late = {i: percent(home[i:]) for i in range(len(home))}
     show(found, percent(home), late)
     if args.json:

@@ -44,6 +44,11 @@ class Explanation:
         """Whether they explain the place well enough to learn from them."""
         return self.distance <= _MOST
 
+    @property
+    def lit(self) -> bool:
+        """Whether they hold new light, which scenes of their own brightness may have feigned."""
+        return bool((self.style.curves != np.arange(256)).any())
+
     def paint(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A source image uint8 [H, W, 3] as the place's camera would give it, uint8."""
         return paint(self.style, image, rng)

@@ -41,7 +41,8 @@ class TaughtAdapter(AdapterMethod):
 
     Args:
         bundle: With labelled canary frames.
-        frames: New frames of the place before a round begins; twice as many for each further one.
+        collected: New frames of the place before a round begins; twice as many for each further
+            one.
         steps: Of the optimiser, a round.
         pace: Steps in one call of `learn`.
         batch: Canary frames a step.
@@ -53,7 +54,7 @@ class TaughtAdapter(AdapterMethod):
         BundleError: The canary cannot be rehearsed.
 
     Attributes:
-        gain: What the last round gained in its exam; see `Exam`.
+        gain: What the last round gained in its exam (see `Exam`), as far as that can be trusted.
     """
 
     name = "rehearsal"
@@ -61,7 +62,7 @@ class TaughtAdapter(AdapterMethod):
     def __init__(
         self,
         bundle: Bundle,
-        frames: int = 10,
+        collected: int = 10,
         steps: int = 40,
         pace: int = 8,
         batch: int = 2,
@@ -69,12 +70,14 @@ class TaughtAdapter(AdapterMethod):
         crop: float = 1.0,
         **options: Any,
     ) -> None:
-        if min(frames, steps, pace, batch) < 1 or not lr > 0 or not 0 < crop <= 1:
+        least = min(collected, steps, pace, batch)
+        if least < 1 or not lr > 0 or not 0 < crop <= 1:
             raise InputError(
-                f"frames {frames}, steps {steps}, pace {pace} and batch {batch} must be at least "
-                f"1, lr {lr} above 0 and crop {crop} between 0 and 1"
+                f"collected {collected}, steps {steps}, pace {pace} and batch {batch} must be at "
+                f"least 1, lr {lr} above 0 and crop {crop} between 0 and 1"
             )
-        self.frames, self.steps, self.pace, self.batch, self.lr = frames, steps, pace, batch, lr
+        self.collected, self.steps, self.pace = collected, steps, pace
+        self.batch, self.lr = batch, lr
         canary = load_canary(bundle)
         self._images, masks = canary["images"], canary.get("masks")
         check_canary(bundle, self._images, masks, canary.get("boxes"))
@@ -109,7 +112,7 @@ class TaughtAdapter(AdapterMethod):
         if self._looks is None:
             self._place.append(image)
             self._new += 1
-            if self._new >= self.frames * 2**self._round:
+            if self._new >= self.collected * 2**self._round:
                 self._prepare(self.source.numpy() if base is None else base)
             return None
         for _ in range(self.pace):
@@ -120,10 +123,12 @@ class TaughtAdapter(AdapterMethod):
     def _finish(self) -> np.ndarray | None:
         """The taught adapter, if the frames that were kept out do not speak against it."""
         assert self._looks is not None
-        paint, self._looks = self._looks.paint, None
+        looks, self._looks = self._looks, None
         taught = self.adapter.detach()
-        self.gain = self.exam(taught, paint) - self.exam(self._base, paint)
-        return taught.numpy().copy() if self.gain >= 0 else None
+        gain = self.exam(taught, looks.paint) - self.exam(self._base, looks.paint)
+        # In a light that is partly the scenes' own, labels tell what is bad, and not what is good.
+        self.gain = min(gain, 0.0) if looks.lit else gain
+        return taught.numpy().copy() if gain >= 0 else None
 
     def step(self, image: np.ndarray) -> bool:
         """One step on canary frames in the place's looks; False when the round is over."""

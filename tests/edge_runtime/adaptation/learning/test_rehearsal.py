@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.learner import Learner
 from edge_runtime.adaptation.looks import explain, measure, paint
 from edge_runtime.adaptation.refinement.rehearsal import TaughtAdapter
-from edge_runtime.adaptation.strategies import create_strategy
+from edge_runtime.adaptation.replay import Adapting
+from edge_runtime.adaptation.strategies import Refined, create_strategy
 from edge_runtime.bundle import Bundle, create_bundle, identity_adapter
 from edge_runtime.errors import BundleError, InputError
+from edge_runtime.frames import Frame
+from edge_runtime.perception import Perception
 from edge_runtime.prediction import open_frames
 
 SHIFTED = Drift(1.0, {}, "shifted", 1)
@@ -30,7 +37,7 @@ def scenes(world: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def quick(student_bundle: Bundle) -> TaughtAdapter:
-    return TaughtAdapter(student_bundle, frames=4, steps=12, pace=12)
+    return TaughtAdapter(student_bundle, collected=4, steps=12, pace=12)
 
 
 def test_noise_is_measured_as_noise_and_light_as_light(scenes: np.ndarray) -> None:
@@ -47,6 +54,7 @@ def test_noise_is_measured_as_noise_and_light_as_light(scenes: np.ndarray) -> No
 def test_the_simplest_looks_that_suffice_are_believed(scenes: np.ndarray) -> None:
     darker = (scenes[:8] * 0.9).astype(np.uint8)
     near = explain(darker, scenes[8:], lambda made: 0.9)
+    assert not near.lit
     np.testing.assert_array_equal(near.style.curves, np.tile(np.arange(256), (3, 1)))
 
     def by_mean(made: np.ndarray) -> float:
@@ -54,7 +62,7 @@ def test_the_simplest_looks_that_suffice_are_believed(scenes: np.ndarray) -> Non
 
     place = (scenes[:8] * 0.3).astype(np.uint8)
     far = explain(place, scenes[8:], by_mean)
-    assert far.suffices and np.abs(far.style.curves - np.arange(256)).mean() > 20
+    assert far.suffices and far.lit and np.abs(far.style.curves - np.arange(256)).mean() > 20
     hopeless = explain(place, scenes[8:], lambda made: 50.0)
     assert not hopeless.suffices
     np.testing.assert_array_equal(hopeless.style.curves, np.tile(np.arange(256), (3, 1)))
@@ -120,3 +128,84 @@ def test_a_bundle_without_labels_is_refused(student_bundle: Bundle, tmp_path: Pa
         create_strategy("align+rehearsal", bundle)
     with pytest.raises(InputError, match="steps 0"):
         create_strategy("align+rehearsal", student_bundle, steps=0)
+
+
+def test_the_exam_is_repeatable_and_tells_a_broken_adapter(
+    quick: TaughtAdapter, scenes: np.ndarray
+) -> None:
+    style = measure(np.stack([noisy(x, i) for i, x in enumerate(scenes[:4])]), scenes, False)
+
+    def look(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return paint(style, image, rng)
+
+    good = quick.exam(quick.source, look)
+    assert good == quick.exam(quick.source, look) and 0 < good <= 1
+    assert quick.exam(quick.source * 0.1, look) < good - 0.1
+
+
+def test_what_its_exam_speaks_against_is_not_offered(
+    student_bundle: Bundle, scenes: np.ndarray
+) -> None:
+    method = TaughtAdapter(student_bundle, collected=2, steps=4, pace=8, lr=5.0)  # breaks anything
+    identity = identity_adapter(student_bundle.manifest)
+    place = [noisy(x, i, 12) for i, x in enumerate(scenes)]
+    assert [method.learn(image, identity) for image in place[:3]] == [None] * 3
+    assert method.gain < 0
+
+
+def test_a_noisy_stream_is_refined_through_the_guard(
+    student_bundle: Bundle, scenes: np.ndarray
+) -> None:
+    perception = Perception(student_bundle, threads=1)
+    quick = {"collected": 4, "steps": 24, "pace": 24}
+    learner = Learner(student_bundle, "align+rehearsal", threshold=0.5, **quick)
+    stream = Adapting(perception, learner)
+    for index in range(60):
+        stream(Frame(noisy(scenes[index % len(scenes)], index, 60), index, ""))
+    happened = [what for _, what in stream.trace.events]
+    assert "promoted" in happened and {"refined", "not refined"} & set(happened)
+    if "refined" in happened:
+        np.testing.assert_array_equal(learner.adapter, learner.strategy._held)
+
+
+def test_learning_apart_survives_a_kill(student_bundle: Bundle, scenes: np.ndarray) -> None:
+    options = {"collected": 3, "steps": 8, "pace": 1, "duty": 1.0}
+    strategy = create_strategy("align+rehearsal", student_bundle, apart=True, **options)
+    identity, killed = identity_adapter(student_bundle.manifest), False
+    found: Refined | None = None
+    deadline = time.monotonic() + 300
+    try:
+        count = 0
+        while found is None and time.monotonic() < deadline:
+            image = noisy(scenes[count % len(scenes)], count % 50, 60)
+            found = strategy.refine(Frame(image, 0, ""), identity)
+            health = strategy.worker.health
+            if health.state in ("working", "resting") and not killed:
+                os.kill(health.pid, signal.SIGKILL)
+                killed = True
+            count += 1
+            time.sleep(0.002)
+        assert killed and strategy.worker.health.failures == 1
+        assert found is not None and np.isfinite(found.adapter).all()
+        assert np.abs(found.adapter - identity).max() > 0.01
+        strategy.reset(found.adapter)
+        held = strategy.observe(Frame(scenes[0], 0, ""), None, SHIFTED)
+        np.testing.assert_array_equal(held, found.adapter)
+    finally:
+        strategy.close()
+
+
+def test_labels_in_a_new_light_speak_against_an_adapter_and_never_for_it(
+    quick: TaughtAdapter, scenes: np.ndarray
+) -> None:
+    quick.reset()
+    identity = identity_adapter(quick.bundle.manifest)
+    place = [(x * 0.35).astype(np.uint8) for x in scenes]
+    for image in place[:4]:
+        assert quick.learn(image, identity) is None
+    assert quick._looks is not None and quick._looks.lit
+    looks = quick._looks
+    taught = [quick.learn(place[0], identity) for _ in range(2)]
+    gained = quick.exam(quick.adapter.detach(), looks.paint) - quick.exam(quick.source, looks.paint)
+    assert quick.gain == min(gained, 0)
+    assert any(a is not None for a in taught) == (gained >= 0)
