@@ -226,6 +226,7 @@ def alarms(args: argparse.Namespace, perception: Perception, home: InMemory) -> 
         "drift_p50_p99_max": np.nanpercentile(trace.drift, [50, 99, 100]).round(4).tolist(),
         "shifts": trace.count("shift"),
         "promotions": trace.count("promoted"),
+        "refinements": trace.count("refined"),
     }
     console.print("alarms:", figures)
     return figures
