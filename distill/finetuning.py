@@ -215,7 +215,7 @@ def finetune(
         load_encoder(model, encoder)
     semi = Consistency(model, settings.semi, heads.logits) if unlabelled else None
     module = _Module(model, heads, _criteria(data, classes, settings), settings, semi)
-    extra = {
+    extra: dict[str, Any] = {
         "student": student_name,
         "head": head,
         "classes": classes,
