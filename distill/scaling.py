@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import distributed, nn
 from torch.distributed import DistError
 from torch.distributed.fsdp import fully_shard
 
@@ -81,7 +83,19 @@ def make_fabric(
     except (ValueError, RuntimeError) as error:
         raise InputError(f"this machine or setting cannot be used for training: {error}") from error
     fabric.launch()
+    atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Ends what connects this process to others, if anything does.
+
+    Fabric does so for NCCL alone. Threads of gloo that outlive the interpreter abort the process,
+    and sharded modules, which lie in cycles of references, keep them alive.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def base_rate(settings: LoopSettings, world: int) -> float:
