@@ -33,9 +33,9 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from edge_runtime.adaptation.alignment import Alignment
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.replay import Adapting
+from edge_runtime.adaptation.strategies import create_strategy
 from edge_runtime.bundle import identity_adapter, open_bundle
 from edge_runtime.evaluation import confusion
 from edge_runtime.frames import Frame, Result
@@ -91,13 +91,15 @@ class Ungated:
 
     def __init__(self, perception: Perception, first: list[Frame]) -> None:
         self.perception = perception
-        self.strategy = Alignment(perception.bundle)
+        self.strategy = create_strategy("align", perception.bundle)
         for index in range(REHEARSED):
             self(first[index % len(first)])
 
     def __call__(self, frame: Frame) -> Result:
         result = self.perception(frame)
-        self.perception.adapter = self.strategy.observe(frame, result, SHIFTED)
+        adapter = self.strategy.observe(frame, result, SHIFTED)
+        if adapter is not None:
+            self.perception.adapter = adapter
         return result
 
 

@@ -111,7 +111,7 @@ def tail(args: argparse.Namespace) -> dict[str, Any]:
     frames = images_of(args, SHIFT)
     strategy: Any = create_strategy("align+ssl", perception.bundle, apart=True, duty=args.duty)
     shifted = Drift(1.0, {}, "shifted", 1)
-    while strategy.worker.health.state == "starting":
+    while strategy.learning.worker.health.state == "starting":
         time.sleep(0.2)
     taken: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(2 * args.rounds):
@@ -124,9 +124,9 @@ def tail(args: argparse.Namespace) -> dict[str, Any]:
             if learning:
                 strategy.observe(frame, result, shifted)
             time.sleep(max(0.0, due - time.perf_counter()))
-        while strategy.worker.health.state == "working":
+        while strategy.learning.worker.health.state == "working":
             time.sleep(0.1)
-    steps = strategy.worker.health.learnt
+    steps = strategy.learning.worker.health.learnt
     strategy.close()
     rows = {name: np.percentile(taken[name], [50, 90, 99]) for name in taken}
     table = Table("", "p50 ms", "p90", "p99", title=f"tail, {steps} steps learnt")

@@ -47,11 +47,11 @@ def _canary(
     return buffer.getvalue()
 
 
-def _canary_labels(
+def canary_labels(
     dataset: Dataset, indices: np.ndarray, size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Labels of the canary at network size: ``masks`` uint8 [N, H, W] with 255 unlabelled and
-    ``boxes`` float32 [N, M, 5] of label, x1, y1, x2, y2, padded with -1."""
+    """Labels at network size, as the canary has them: ``masks`` uint8 [N, H, W] with 255 unlabelled
+    and ``boxes`` float32 [N, M, 5] of label, x1, y1, x2, y2, padded with -1."""
     masks, boxes = [], []
     for i in indices:
         frame = dataset.read(int(i))
@@ -184,7 +184,7 @@ def export(
                 network.output_names,
                 canary,
                 adapter,
-                _canary_labels(dataset, shown, chosen),
+                canary_labels(dataset, shown, chosen),
             ),
         }
         fields = _manifest(out, student, config, dataset, session, chosen)

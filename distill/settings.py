@@ -127,6 +127,18 @@ class FinetuneSettings(TrainSettings):
     colour: float = Field(1.0, ge=0, description="strength of colour jitter")
 
 
+class PredictorSettings(LoopSettings):
+    """Settings of ``predictor``; the bundle says the size."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(4, ge=1)
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of all steps")
+    clip: float = Field(1.0, gt=0)
+    width: int = Field(128, ge=1, description="of the hidden layers")
+    probe_every: int = Field(10, ge=1, description="epochs")
+
+
 def load_settings(cls: type[S], recipe: Path | None, overrides: list[str]) -> S:
     """Reads a YAML recipe, applies ``key=value`` pairs and validates strictly.
 

@@ -30,6 +30,7 @@ KNOWN_FILES = (
     "model.int8-cpu.onnx",
     "student.safetensors",
     "reference.safetensors",
+    "predictor.safetensors",
     "canary.npz",
     "calibration.json",
 )

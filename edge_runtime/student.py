@@ -6,8 +6,9 @@ refinement import this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import timm
 import torch
@@ -19,9 +20,9 @@ from edge_runtime.heads import DetectionHead, Neck, SegmentationHead
 from edge_runtime.manifest import AdapterPointSpec, StudentSpec
 
 TASKS = ("detection", "segmentation")
-_ADAPTED_REDUCTION = 8  # adapter points go down to this stride
+_ADAPTED = (4, 8, 16)  # strides of the trunk's levels that are adapter points
+_FEW_CHANNELS = 16  # up to which a level at stride 2 is one, too: more cost more than all others
 _STATISTICS_STRIDE = 8  # statistics are taken on a grid of about this stride of the input
-_STEM_NAMES = ("act1", "bn1", "stem", "stem_0")  # where timm families end their stem
 
 
 @dataclass
@@ -58,9 +59,13 @@ class Trunk(nn.Module):
 
     The points are realised as forward hooks so that the trunk keeps timm's parameter names and
     any of its checkpoints load unchanged.
+
+    Args:
+        name: timm's.
+        points: Modules after which it can be adapted, in order; chosen if None.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, points: Sequence[str] | None = None) -> None:
         super().__init__()
         try:
             self.body = timm.create_model(name, features_only=True, pretrained=False)
@@ -83,15 +88,9 @@ class Trunk(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1) * 255, False)
         self._feed = _AdapterFeed()
         self.points: list[AdapterPointSpec] = []
-        self._find_points()
+        self._set_points(points or _levels(info))
 
-    def _find_points(self) -> None:
-        children = dict(self.body.named_children())
-        stem = next((n for n in _STEM_NAMES if n in children), None)
-        early = [
-            f["module"] for f in self.body.feature_info if f["reduction"] <= _ADAPTED_REDUCTION
-        ]
-        modules = ([stem] if stem else []) + [m for m in early if m not in _STEM_NAMES]
+    def _set_points(self, modules: Sequence[str]) -> None:
         found: dict[str, tuple[int, int]] = {}
 
         def measure(name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -132,7 +131,8 @@ class Trunk(nn.Module):
 
         Args:
             image: uint8 or float [B, H, W, 3], RGB in 0..255.
-            adapter: float32 [A], per point scale then shift; None means as trained.
+            adapter: float32 [A], per point scale then shift, or [B, A], one an image; None means
+                as trained.
             statistics: whether to return per point mean and variance, float32 [A].
         """
         x = image.float().permute(0, 3, 1, 2)
@@ -141,7 +141,7 @@ class Trunk(nn.Module):
         feed.collect = statistics
         if adapter is not None:
             sizes = [p.channels for p in self.points for _ in range(2)]
-            parts = torch.split(adapter.view(1, -1, 1, 1), sizes, dim=1)
+            parts = torch.split(adapter.view(-1, self.adapter_size, 1, 1), sizes, dim=1)
             feed.scale_shift = list(zip(parts[::2], parts[1::2], strict=True))
         try:
             features = self.body(x)
@@ -151,11 +151,20 @@ class Trunk(nn.Module):
         return [features[i] for i in self.levels], taken
 
     def _statistics(self, samples: list[Tensor]) -> Tensor:
-        """Per point mean then variance; taken of all at once, since small steps cost the most."""
-        sample = torch.cat(samples, dim=1)
-        mean = sample.mean(dim=(0, 2, 3))
-        square = (sample * sample).mean(dim=(0, 2, 3))
+        """Per point mean then variance, by global poolings, which keep the blocked layout too."""
+        mean = torch.cat([F.adaptive_avg_pool2d(s, 1) for s in samples], dim=1).flatten()
+        square = torch.cat([F.adaptive_avg_pool2d(s * s, 1) for s in samples], dim=1).flatten()
         return torch.cat([mean, (square - mean * mean).clamp_min(0)])[self.order]
+
+
+def _levels(info: Any) -> list[str]:
+    """Modules of the levels that are worth an adapter point."""
+    return [
+        level["module"]
+        for level in info
+        if level["reduction"] in _ADAPTED
+        or (level["reduction"] == 2 and level["num_chs"] <= _FEW_CHANNELS)
+    ]
 
 
 class Student(nn.Module):
@@ -164,6 +173,7 @@ class Student(nn.Module):
     Args:
         trunk: timm name of the trunk.
         classes: number of classes per task; a task that is absent has no head.
+        points: of the trunk; those that it chooses if None.
     """
 
     def __init__(
@@ -173,13 +183,14 @@ class Student(nn.Module):
         neck_width: int = 96,
         head_width: int = 96,
         head_depth: int = 2,
+        points: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         classes = classes or {}
         unknown = set(classes) - set(TASKS)
         if unknown:
             raise InputError(f"unknown tasks {sorted(unknown)}; known are {TASKS}")
-        self.trunk = Trunk(trunk)
+        self.trunk = Trunk(trunk, points)
         self.neck = Neck(self.trunk.channels, neck_width)
         self.heads = nn.ModuleDict()
         if "detection" in classes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # isort: off
 # (the order of --help)
-from distill.cli import pretrain, distill, finetune, export, evaluate, compare
+from distill.cli import pretrain, distill, finetune, export, predictor, evaluate, compare
 from distill.cli.app import app
 from edge_runtime.terminal import run_app
 
@@ -14,4 +14,14 @@ def main() -> None:
     run_app(app, extra="workstation")
 
 
-__all__ = ["app", "compare", "distill", "evaluate", "export", "finetune", "main", "pretrain"]
+__all__ = [
+    "app",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "finetune",
+    "main",
+    "predictor",
+    "pretrain",
+]

@@ -15,7 +15,6 @@ import numpy as np
 
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.reference import Reference
-from edge_runtime.adaptation.strategies import register_strategy
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
@@ -82,7 +81,6 @@ def aligning(
     return scale, aim - scale * mean
 
 
-@register_strategy("align")
 class Alignment:
     """Follows the target's running statistics while they are shifted.
 

@@ -26,7 +26,7 @@ from edge_runtime.frames import Frame, Result
 log = logging.getLogger(__name__)
 
 HELD = 3  # frames on which candidates are found and judged
-_PASSES = 3  # most forward passes that a trial adds to one frame
+_PASSES = 4  # most forward passes that a trial adds to one frame
 _STALE = 10  # frames after which a trial whose shift was not declared is begun anew
 _MOMENTUM = 0.05  # of a place's running statistics
 _SURE = 2  # frames in a row that must look like home

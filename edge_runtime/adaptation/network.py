@@ -27,7 +27,14 @@ def load_student(bundle: Bundle) -> Student:
     """
     spec = bundle.manifest.student
     classes = {str(task): len(names) for task, names in bundle.manifest.classes.items()}
-    student = Student(spec.trunk, classes, spec.neck_width, spec.head_width, spec.head_depth)
+    widths = spec.neck_width, spec.head_width, spec.head_depth
+    points = [point.name for point in spec.adapter]
+    try:
+        student = Student(spec.trunk, classes, *widths, points)
+    except AttributeError as error:  # torch's, where a module has no such child
+        raise BundleError(
+            f"{bundle.path}: {spec.trunk} has no such adapter point: {error}"
+        ) from None
     path = bundle.file("student.safetensors")
     try:
         state = load_file(path)
@@ -45,8 +52,8 @@ def load_student(bundle: Bundle) -> Student:
         )
     if student.spec.adapter != spec.adapter:
         raise BundleError(
-            f"{bundle.path}: this version of timm puts other adapter points into {spec.trunk}; "
-            "use the version that the manifest names"
+            f"{bundle.path}: in this version of timm the adapter points of {spec.trunk} have other "
+            "channels; use the version that the manifest names"
         )
     student.load_state_dict(state)
     return student.eval()
@@ -113,7 +120,7 @@ def run(student: Student, image: Tensor, adapter: Tensor | None = None) -> Outpu
     Args:
         student: The network.
         image: uint8 or float [B, H, W, 3], RGB in 0..255, H and W multiples of 32.
-        adapter: float32 [A], or None for as trained.
+        adapter: float32 [A] or [B, A], or None for as trained.
     """
     _, pyramid = student.pyramid(image, adapter)
     heads: nn.ModuleDict = student.heads

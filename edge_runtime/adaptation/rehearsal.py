@@ -64,7 +64,7 @@ class Rehearsal:
         self.source, self.crop = source, crop
         self.class_weight = None if class_weight is None else torch.from_numpy(class_weight)
         labels = [None] * len(source) if masks is None else list(masks)
-        self._known = [_recall(student, *pair) for pair in zip(source, labels, strict=True)]
+        self._known = [recall(student, *pair) for pair in zip(source, labels, strict=True)]
 
     def draw(self, rng: np.random.Generator, look: Look | None = None) -> Lesson:
         """A view of a canary frame, in the given looks, with what is known of it."""
@@ -98,10 +98,18 @@ def predict(student: Student, images: Tensor, adapter: Tensor | None = None) -> 
 
 
 @torch.no_grad()
-def _recall(student: Student, image: np.ndarray, labels: np.ndarray | None) -> Outputs:
-    """What the trained network says of a canary frame, halfway to its labels where it has some.
+def recall(student: Student, image: np.ndarray, labels: np.ndarray | None) -> Outputs:
+    """What the trained network says of a source frame, halfway to its labels where it has some.
 
     Labels alone would drive the network to certainty on the few frames there are.
+
+    Args:
+        student: The trained network.
+        image: uint8 [H, W, 3].
+        labels: uint8 [H, W] with `UNLABELLED`, or None.
+
+    Returns:
+        Heads as probabilities, with leading 1.
     """
     known = predict(student, stack([image]))
     if known.segmentation is None or labels is None:
@@ -134,10 +142,30 @@ def lesson_losses(
     """
     found = run(student, stack([lesson.image for lesson in lessons]), adapter)
     told = combine(lambda *maps: torch.cat(maps), *(lesson.outputs for lesson in lessons))
-    losses = {"features": features * feature_distance(found.features, told.features)}
     weights = [lesson.weight for lesson in lessons if lesson.weight is not None]
-    if found.segmentation is not None and told.segmentation is not None and weights:
-        weight = torch.cat(weights)
+    weight = torch.cat(weights) if weights else None
+    return rehearsal_losses(found, told, weight, features, detection)
+
+
+def rehearsal_losses(
+    found: Outputs,
+    told: Outputs,
+    weight: Tensor | None,
+    features: float = 0.5,
+    detection: float = 0.3,
+) -> dict[str, Tensor]:
+    """Losses of what a student says beside what it should say, by name, weighted.
+
+    Args:
+        found: The student's outputs.
+        told: The target: a teacher's, heads as probabilities.
+        weight: float32 [B, h/4, w/4], how much each place of the mask counts; None leaves the mask
+            out.
+        features: Weight of dense feature consistency.
+        detection: Weight of score and box consistency.
+    """
+    losses = {"features": features * feature_distance(found.features, told.features)}
+    if found.segmentation is not None and told.segmentation is not None and weight is not None:
         losses["segmentation"] = soft_segmentation_loss(
             found.segmentation, told.segmentation, weight
         )

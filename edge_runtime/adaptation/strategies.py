@@ -16,7 +16,7 @@ from edge_runtime.frames import Frame, Result
 
 # Modules that register strategies, imported when one is created or listed.
 _MODULES = (
-    "edge_runtime.adaptation.alignment",
+    "edge_runtime.adaptation.predicted",
     "edge_runtime.adaptation.input_alignment",
     "edge_runtime.adaptation.refinement",
 )
@@ -26,8 +26,9 @@ class Strategy(Protocol):
     """Watches a stream of frames and proposes adapters.
 
     A strategy that changes the image rather than the adapter also has ``prepare(frame)``, which
-    the caller runs before perception. One that finds adapters which are no small steps is
-    `Refining`, too.
+    the caller runs before perception. One that knows an adapter from the frame alone also
+    has ``predict(frame)``, by which its candidates are found without a forward pass. One that finds
+    adapters which are no small steps is `Refining`, too.
     """
 
     name: str

@@ -43,8 +43,9 @@ def probe_of(perception: Perception) -> Probe:
 class Trial:
     """A candidate on its way to the guard, by a few forward passes a frame.
 
-    The strategy finds it in closed loop on the newest of the held frames. Then it is perceived on
-    all of those held by then, whose results under the adapter in use exist already.
+    The strategy finds it in closed loop on the newest of the held frames; one that predicts does so
+    from all of them, without a pass. Then it is perceived on all of those held by then, whose
+    results under the adapter in use exist already.
 
     Args:
         strategy: As reset as it should start.
@@ -99,12 +100,16 @@ class Trial:
 
     def _run(self) -> Iterator[bool]:
         """Yields before each forward pass, and where frames are waited for."""
-        if self._given is None:
+        predict = getattr(self.strategy, "predict", None)
+        if self._given is None and predict is None:
             yield from self._rehearse()
-        if self.candidate is self.current:
-            return
+            if self.candidate is self.current:
+                return
         while len(self._held) < self._wanted:
             yield False
+        if self._given is None and predict is not None:
+            for frame, _ in list(self._held):
+                self.candidate = predict(frame)
         now: list[Evidence] = []
         then: list[Evidence] = []
         for index, (frame, result) in enumerate(list(self._held)):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_runtime.adaptation.alignment import Alignment
 from edge_runtime.adaptation.consolidation.acceptance import (
     AcceptanceLimits,
     Measured,
@@ -33,6 +32,7 @@ from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.writing import draft
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.network import load_student
+from edge_runtime.adaptation.strategies import create_strategy
 from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
 from edge_runtime.engines import Engine, open_engine
 from edge_runtime.errors import BundleError, RefusedError
@@ -129,7 +129,7 @@ def consolidate(
 
 def align(bundle: Bundle, frames: np.ndarray, threads: int | None = None) -> np.ndarray:
     """The adapter [A] that alignment settles on over frames uint8 [N, H, W, 3] of a place."""
-    strategy, shifted = Alignment(bundle), Drift(1.0, {}, "shifted", 1)
+    strategy, shifted = create_strategy("align", bundle), Drift(1.0, {}, "shifted", 1)
     adapter = identity_adapter(bundle.manifest)
     engine = open_engine(bundle, "onnxruntime", "fp32", threads)
     for image in (image for _ in range(_ALIGNING_PASSES) for image in frames):

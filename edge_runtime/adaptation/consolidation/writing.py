@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
 from edge_runtime.adaptation.consolidation.refold import refold
+from edge_runtime.adaptation.predictor import FILE
 from edge_runtime.adaptation.reference import FRAMES_KEY, Reference
 from edge_runtime.bundle import Bundle, create_bundle, identity_adapter
 from edge_runtime.engines import open_engine
@@ -65,6 +66,8 @@ def draft(bundle: Bundle, old: Student, new: Student, out: Path, note: dict[str,
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **canary)  # type: ignore[arg-type]
     files["canary.npz"] = buffer.getvalue()
+    if bundle.has(FILE):  # the weights are near the old ones, and the guard judges what it says
+        files[FILE] = bundle.file(FILE)
     if bundle.has("reference.safetensors"):
         files["reference.safetensors"] = _reference(bundle, before, after)
     return create_bundle(out, _fields(bundle, out, note), files)

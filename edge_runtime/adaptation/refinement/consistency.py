@@ -23,10 +23,9 @@ from edge_runtime.adaptation.losses import (
 )
 from edge_runtime.adaptation.network import Outputs, probable, row, run
 from edge_runtime.adaptation.reference import Reference
-from edge_runtime.adaptation.refinement.base import AdapterMethod, to_network
-from edge_runtime.adaptation.refinement.supervisor import Supervisor
+from edge_runtime.adaptation.refinement.apart import HereOrApart
+from edge_runtime.adaptation.refinement.base import AdapterMethod
 from edge_runtime.adaptation.refinement.teaching import follow, objects_distance
-from edge_runtime.adaptation.refinement.worker import Job
 from edge_runtime.adaptation.strategies import Strategy, create_strategy
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.bundle import Bundle, identity_adapter
@@ -152,18 +151,12 @@ class AlignedConsistency:
         every: int = 1,
         **options: Any,
     ) -> None:
-        self.bundle, self.every, self._seen = bundle, every, 0
+        self.every, self._seen = every if not apart else 1, 0
         self.alignment: Strategy = create_strategy("align", bundle, **(align or {}))
+        self.predict = getattr(self.alignment, "predict", None)
         self._identity = identity_adapter(bundle.manifest)
         self._places = index_pairs(bundle)
-        self.method = self.worker = None
-        if not apart:
-            self.method = Consistency(bundle, **options)
-        else:
-            spec = bundle.manifest.input
-            target = f"{__name__}:{Consistency.__name__}"
-            path, size = str(bundle.path.resolve()), (spec.height, spec.width)
-            self.worker = Supervisor(Job(path, target, size, options, duty), self._identity)
+        self.learning = HereOrApart(bundle, Consistency, apart, duty, options)
         self._residual = self._identity
 
     def observe(self, frame: Frame, result: Result, drift: Drift) -> np.ndarray | None:
@@ -172,9 +165,9 @@ class AlignedConsistency:
         if base is None:
             return None
         self._seen += 1
-        learnt = self._learn(frame, base)
-        if learnt is not None:
-            self._residual = learnt
+        if (self._seen - 1) % self.every == 0:
+            learnt = self.learning.learn(frame, base)
+            self._residual = self._residual if learnt is None else learnt
         first, second = (torch.from_numpy(np.array(a)) for a in (base, self._residual))
         return after(first, second, self._places).numpy()
 
@@ -182,24 +175,11 @@ class AlignedConsistency:
         """Go on from an adapter, all of which counts as alignment."""
         self.alignment.reset(adapter)
         self._residual, self._seen = self._identity, 0
-        if self.method is not None:
-            self.method.reset()
-        if self.worker is not None:
-            self.worker.reset(self._identity)
+        self.learning.reset()
 
     def close(self) -> None:
         """End the process, if there is one."""
-        if self.worker is not None:
-            self.worker.close()
-
-    def _learn(self, frame: Frame, base: np.ndarray) -> np.ndarray | None:
-        if self.worker is not None:
-            if self.worker.ready:
-                self.worker.offer(to_network(frame.image, self.bundle), base)
-            return self.worker.take()
-        if self.method is None or (self._seen - 1) % self.every:
-            return None
-        return self.method.learn(to_network(frame.image, self.bundle), base)
+        self.learning.close()
 
 
 def index_pairs(bundle: Bundle) -> list[Tensor]:

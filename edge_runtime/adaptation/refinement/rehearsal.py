@@ -19,13 +19,12 @@ from edge_runtime.adaptation.consolidation.material import check_canary, class_w
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.looks import Explanation, explain
 from edge_runtime.adaptation.reference import Reference
-from edge_runtime.adaptation.refinement.base import AdapterMethod, to_network
-from edge_runtime.adaptation.refinement.supervisor import Supervisor
-from edge_runtime.adaptation.refinement.worker import Job
+from edge_runtime.adaptation.refinement.apart import HereOrApart
+from edge_runtime.adaptation.refinement.base import AdapterMethod
 from edge_runtime.adaptation.rehearsal import Exam, Rehearsal, lesson_losses
 from edge_runtime.adaptation.source import SourceModel, source_threshold
 from edge_runtime.adaptation.strategies import Refined, Strategy, create_strategy
-from edge_runtime.bundle import Bundle, identity_adapter
+from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.selftest import load_canary
@@ -194,19 +193,11 @@ class AlignedRehearsal:
         duty: float = 0.2,
         **options: Any,
     ) -> None:
-        self.bundle = bundle
         self.alignment: Strategy = create_strategy("align", bundle, **(align or {}))
-        self._identity = identity_adapter(bundle.manifest)
+        self.predict = getattr(self.alignment, "predict", None)
         self._held: np.ndarray | None = None
         self._begun = False
-        self.method = self.worker = None
-        if not apart:
-            self.method = TaughtAdapter(bundle, **options)
-        else:
-            spec = bundle.manifest.input
-            target = f"{__name__}:{TaughtAdapter.__name__}"
-            path, size = str(bundle.path.resolve()), (spec.height, spec.width)
-            self.worker = Supervisor(Job(path, target, size, options, duty), self._identity)
+        self.learning = HereOrApart(bundle, TaughtAdapter, apart, duty, options)
 
     def observe(self, frame: Frame, result: Result, drift: Drift) -> np.ndarray | None:
         """The adapter that is held, if one is; else alignment's."""
@@ -217,16 +208,10 @@ class AlignedRehearsal:
     def refine(self, frame: Frame, adapter: np.ndarray) -> Refined | None:
         """Learn from a frame perceived under `adapter`; a candidate to be tried, or None."""
         self._begun = True
-        if self.worker is not None:
-            if self.worker.ready:
-                self.worker.offer(to_network(frame.image, self.bundle), adapter)
-            found, gain = self.worker.take(), self.worker.gain
-        else:
-            assert self.method is not None
-            found = self.method.learn(to_network(frame.image, self.bundle), adapter)
-            gain = self.method.gain
+        found = self.learning.learn(frame, adapter)
         if found is None:
             return None
+        gain = self.learning.gain
         said = f"labelled frames in the looks of the place are known {100 * gain:.1f} points better"
         return Refined(found, said if gain >= _CLEARLY else None)
 
@@ -238,18 +223,13 @@ class AlignedRehearsal:
         """Forget the place; hold an adapter that is given, until a better one is taught."""
         self.alignment.reset(adapter)
         self._held = None if adapter is None else np.array(adapter, np.float32)
-        if not self._begun:
-            return
+        if self._begun:
+            self.learning.reset()
         self._begun = False
-        if self.method is not None:
-            self.method.reset()
-        if self.worker is not None:
-            self.worker.reset(self._identity)
 
     def close(self) -> None:
         """End the process, if there is one."""
-        if self.worker is not None:
-            self.worker.close()
+        self.learning.close()
 
 
 create = AlignedRehearsal

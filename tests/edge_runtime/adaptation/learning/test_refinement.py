@@ -137,13 +137,16 @@ def test_ssl_learns_apart_from_perception(student_bundle: Bundle, frames: list[F
         result = Perception(student_bundle)(frames[0])
         found = strategy.observe(frames[0], result, SHIFTED)
         np.testing.assert_array_equal(found, plain.observe(frames[0], result, SHIFTED))
-        assert strategy.worker is not None
+        assert strategy.learning.worker is not None
         for _ in range(60_000):
             strategy.observe(frames[1], result, SHIFTED)
-            if strategy.worker.health.learnt >= 2:
+            if strategy.learning.worker.health.learnt >= 2:
                 break
-            strategy.worker._closing.wait(0.005)
-        assert strategy.worker.health.learnt >= 2 and strategy.worker.health.failures == 0
+            strategy.learning.worker._closing.wait(0.005)
+        assert (
+            strategy.learning.worker.health.learnt >= 2
+            and strategy.learning.worker.health.failures == 0
+        )
         strategy.observe(frames[1], result, SHIFTED)
         assert (strategy._residual != identity_adapter(student_bundle.manifest)).any()
     finally:

@@ -179,13 +179,13 @@ def test_learning_apart_survives_a_kill(student_bundle: Bundle, scenes: np.ndarr
         while found is None and time.monotonic() < deadline:
             image = noisy(scenes[count % len(scenes)], count % 50, 60)
             found = strategy.refine(Frame(image, 0, ""), identity)
-            health = strategy.worker.health
+            health = strategy.learning.worker.health
             if health.state in ("working", "resting") and not killed:
                 os.kill(health.pid, signal.SIGKILL)
                 killed = True
             count += 1
             time.sleep(0.002)
-        assert killed and strategy.worker.health.failures == 1
+        assert killed and strategy.learning.worker.health.failures == 1
         assert found is not None and np.isfinite(found.adapter).all()
         assert np.abs(found.adapter - identity).max() > 0.01
         strategy.reset(found.adapter)
