@@ -78,15 +78,15 @@ def test_the_adapter_acts_and_the_first_points_statistics_do_not_depend_on_it():
     assert not torch.allclose(before[-1][2 * first :], after[-1][2 * first :])
 
 
-def test_statistics_are_mean_and_variance_of_the_stem():
+def test_statistics_are_mean_and_variance_of_the_first_level():
     student = Student("resnet18", CLASSES).eval()
     image = torch.randint(0, 256, (1, *SIZE, 3), dtype=torch.uint8)
     seen = []
     # Registered after the adapter point, which is neutral here.
-    student.trunk.body.act1.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    student.trunk.body.layer1.register_forward_hook(lambda _m, _i, out: seen.append(out))
     with torch.no_grad():
         _, statistics = student.trunk(image, identity(student), statistics=True)
-    sample = seen[0][0, :, ::4, ::4].flatten(1)
+    sample = seen[0][0, :, ::2, ::2].flatten(1)
     torch.testing.assert_close(statistics[:64], sample.mean(1))
     torch.testing.assert_close(
         statistics[64:128], sample.var(1, correction=0), rtol=1e-3, atol=1e-5

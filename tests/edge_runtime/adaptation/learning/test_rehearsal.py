@@ -37,7 +37,7 @@ def scenes(world: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def quick(student_bundle: Bundle) -> TaughtAdapter:
-    return TaughtAdapter(student_bundle, collected=4, steps=12, pace=12)
+    return TaughtAdapter(student_bundle, collected=4, steps=24, pace=24)
 
 
 def test_noise_is_measured_as_noise_and_light_as_light(scenes: np.ndarray) -> None:
@@ -161,7 +161,7 @@ def test_a_noisy_stream_is_refined_through_the_guard(
     learner = Learner(student_bundle, "align+rehearsal", threshold=0.5, **quick)
     stream = Adapting(perception, learner)
     for index in range(60):
-        stream(Frame(noisy(scenes[index % len(scenes)], index, 60), index, ""))
+        stream(Frame(noisy(scenes[index % len(scenes)], index, 40), index, ""))
     happened = [what for _, what in stream.trace.events]
     assert "promoted" in happened and {"refined", "not refined"} & set(happened)
     if "refined" in happened:
