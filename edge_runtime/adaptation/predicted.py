@@ -53,9 +53,9 @@ class PredictedAlignment:
                 f"{settled} must be at least 0 and every {every} at least 1"
             )
         self.alignment, self.aligned = Alignment(bundle, momentum), aligned
-        self.manifest, self.predictor = bundle.manifest, predictor
+        self.predictor = predictor
         self.momentum, self.settled, self.every = momentum, settled, every
-        spec = self.manifest.input
+        spec = bundle.manifest.input
         self._image = np.zeros((spec.height, spec.width, 3), np.uint8)
         self._geometry: Geometry | None = None
         self.reset()
@@ -93,12 +93,10 @@ class PredictedAlignment:
         return self.predictor(self._looks)
 
     def _fitted(self, image: np.ndarray) -> np.ndarray:
-        """The image as the network sees it, until the next call."""
+        """The image at the network's size as in teaching: stretched, since bars are no looks."""
         size = image.shape[0], image.shape[1]
         if self._geometry is None or self._geometry.raw_size != size:
-            spec = self.manifest.input
-            net = spec.height, spec.width
-            self._geometry = Geometry(size, net, spec.resize, self.manifest.camera)
+            self._geometry = Geometry(size, (self._image.shape[0], self._image.shape[1]))
         return self._geometry.to_network(image, out=self._image)
 
 

@@ -75,7 +75,11 @@ class Client(Node):
         end = time.monotonic() + PATIENCE_S
         while not condition():
             if self.process.process.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"no {what}; the node printed:\n{self.process.output}")
+                missing = [key for key in self.sent if not self.answered(key)]
+                pytest.fail(
+                    f"no {what}; sent {len(self.sent)}, not answered {missing}, diagnostics "
+                    f"{self.diagnostics}; the node printed:\n{self.process.output}"
+                )
             rclpy.spin_once(self, timeout_sec=0.1)
 
     def spin_for(self, seconds: float) -> None:

@@ -201,6 +201,16 @@ def test_frames_of_any_size_are_seen_as_the_network_sees_them(taught: Bundle) ->
     assert found == pytest.approx(strategy.observe(*seen(scene(0)), SHIFTED), abs=1e-5)
 
 
+def test_looks_do_not_depend_on_how_the_image_is_fitted(taught: Bundle) -> None:
+    wide = cv2.resize(scene(0), (128, 48), interpolation=cv2.INTER_NEAREST)
+    strategy = PredictedAlignment(taught, read(taught))
+    stretched = strategy.predict(Frame(wide, 0, ""))
+    fields = {"input": {**taught.manifest.input.model_dump(), "resize": "letterbox"}}
+    boxed = PredictedAlignment(update_bundle(taught, {}, fields), read(taught))
+    assert boxed.predict(Frame(wide, 0, "")) == pytest.approx(stretched, abs=0)
+    assert stretched == pytest.approx(strategy.predictor(describe(scene(0))), abs=1e-2)
+
+
 @pytest.mark.parametrize("held", [1, 3])
 def test_a_trial_finds_it_without_a_forward_pass(taught: Bundle, held: int) -> None:
     perception, passes = Perception(taught, threads=1), []

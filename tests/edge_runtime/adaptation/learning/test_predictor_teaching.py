@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill.cli import main
 from distill.data.looks import Look
@@ -81,6 +82,18 @@ def test_torch_and_numpy_compute_the_same_adapter(copied: Bundle) -> None:
         expected = network(torch.from_numpy(far)).numpy()
     for descriptor, adapter in zip(far, expected, strict=True):
         assert predictor(descriptor) == pytest.approx(adapter, abs=1e-4)
+
+
+def test_its_moving_average_computes_the_same(copied: Bundle) -> None:
+    descriptors = np.stack([describe(image) for image in frames()])
+    network = PredictorNetwork(Reference.of(copied), descriptors, 16)
+    torch.nn.init.normal_(network.layers[-1].weight, std=0.5)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(network)
+    with torch.no_grad():
+        given = torch.from_numpy(descriptors)
+        torch.testing.assert_close(average.module(given), network(given), rtol=1e-4, atol=1e-4)
 
 
 def test_every_image_of_a_batch_may_have_an_adapter_of_its_own(copied: Bundle) -> None:
