@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.adaptation.divergence import divergence
+from edge_runtime.adaptation.home import Home
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
@@ -92,6 +93,7 @@ class Outcome:
         detections: Objects found a frame.
         agreement: Mean agreement of the frames that it was measured on.
         finite: Whether every value of the adapter and of the outputs was.
+        detections_at_home: Objects a frame in the training domain.
     """
 
     adapter: np.ndarray
@@ -103,6 +105,7 @@ class Outcome:
     detections: float | None
     agreement: float | None
     finite: bool
+    detections_at_home: float | None = None
 
     @classmethod
     def over(
@@ -110,7 +113,7 @@ class Outcome:
         adapter: np.ndarray,
         evidence: Sequence[Evidence],
         reference: Reference,
-        home: np.ndarray | None = None,
+        home: Home | None = None,
     ) -> Outcome:
         """Sum up what was seen under one adapter.
 
@@ -118,7 +121,7 @@ class Outcome:
             adapter: float32 [A], in use on all of these frames.
             evidence: One entry a frame, at least one.
             reference: Statistics of the training domain.
-            home: float [classes], its class histogram, if known.
+            home: What its frames show, if known.
         """
         if not evidence:
             raise InputError("an outcome needs at least one frame")
@@ -126,8 +129,8 @@ class Outcome:
         histograms = [e.histogram for e in evidence if e.histogram is not None]
         histogram = np.mean(histograms, axis=0) if histograms else None
         far = None
-        if histogram is not None and home is not None:
-            far = histogram_distance(histogram, home)
+        if histogram is not None and home is not None and home.histogram is not None:
+            far = histogram_distance(histogram, home.histogram)
         return cls(
             adapter=np.array(adapter, np.float32),
             frames=len(evidence),
@@ -138,6 +141,7 @@ class Outcome:
             detections=_mean([e.detections for e in evidence]),
             agreement=_mean([e.agreement for e in evidence]),
             finite=bool(np.isfinite(adapter).all()) and all(e.finite for e in evidence),
+            detections_at_home=None if home is None else home.objects,
         )
 
 

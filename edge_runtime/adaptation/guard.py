@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from edge_runtime.adaptation.canary import CanaryReport, SelfTest
 from edge_runtime.adaptation.decisions import DecisionLog
 from edge_runtime.adaptation.evidence import Evidence, Outcome
+from edge_runtime.adaptation.home import Home
 from edge_runtime.adaptation.limits import (
     CHECKS,
     Limits,
@@ -29,7 +28,6 @@ from edge_runtime.adaptation.limits import (
 )
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.bundle import Bundle, identity_adapter
-from edge_runtime.errors import BundleError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.manifest import Spec
 
@@ -104,7 +102,7 @@ class Guard:
     ) -> None:
         self.options = options or GuardOptions()
         self.reference = Reference.of(bundle)
-        self.home = _class_histogram(bundle)
+        self.home = Home.of(bundle)
         self.classes = len(bundle.manifest.classes.get("segmentation", []))
         self.log = log if isinstance(log, DecisionLog) else DecisionLog(log)
         self.canary = canary
@@ -307,16 +305,3 @@ class Guard:
 
     def _record(self, kind: str, **fields: object) -> None:
         self.log.write(kind, self.frames, **fields)
-
-
-def _class_histogram(bundle: Bundle) -> np.ndarray | None:
-    """Class histogram of the training domain's masks, float [classes], if the bundle has one."""
-    path = bundle.file("reference.safetensors")
-    try:
-        found = load_file(path).get("segmentation.histogram")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BundleError(f"{path}: cannot be read ({error}); export again") from None
-    expected = len(bundle.manifest.classes.get("segmentation", []))
-    if found is None or found.shape != (expected,) or not found.sum() > 0:
-        return None
-    return found.astype(np.float64)

@@ -36,7 +36,7 @@ class Limits(Spec):
         class_loss: Most that `Outcome.class_distance` may rise.
         dominance: A class on more than this share of all pixels is a collapse, unless it was there.
         detections_ratio: Most by which the number of objects found may grow or shrink, as a
-            factor, beside `detections_slack`.
+            factor, beside `detections_slack`; it may always grow to that of the training domain.
         detections_slack: Objects a frame that it may differ by in any case.
         scale_ratio: Most that a channel is scaled up or down.
         radius: Most that an adapter may move a channel; see `movement`.
@@ -87,12 +87,14 @@ def farther(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
 
 
 def disagreeing(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
-    """A frame and its mirror image that agree less."""
+    """A frame and its mirror image that agree less, and not because less is of one class."""
     if subject.agreement is None or base.agreement is None:
         return None
     if subject.agreement >= base.agreement - limits.agreement_loss:
         return None
     if class_gained(subject, base) >= limits.class_gain:
+        return None
+    if beyond_chance(subject) > beyond_chance(base):
         return None
     return f"mirror images agree less: {base.agreement:.1%} to {subject.agreement:.1%}"
 
@@ -145,12 +147,16 @@ def unlike_home(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
 
 
 def miscounted(subject: Outcome, base: Outcome, limits: Limits) -> str | None:
-    """Objects that vanish, or multiply though the network had not lost its way."""
+    """Objects that vanish, or multiply beyond what the training domain has.
+
+    A network that had lost its way may find more.
+    """
     if subject.detections is None or base.detections is None:
         return None
     if class_gained(subject, base) >= limits.class_gain and subject.detections >= base.detections:
         return None
-    most = base.detections * limits.detections_ratio + limits.detections_slack
+    most = max(base.detections * limits.detections_ratio, subject.detections_at_home or 0.0)
+    most += limits.detections_slack
     least = base.detections / limits.detections_ratio - limits.detections_slack
     if least <= subject.detections <= most:
         return None
@@ -162,6 +168,17 @@ def agreement_gained(subject: Outcome, base: Outcome) -> float:
     if subject.agreement is None or base.agreement is None:
         return 0.0
     return subject.agreement - base.agreement
+
+
+def beyond_chance(outcome: Outcome) -> float:
+    """Agreement of mirror images beyond chance, 1 at most: Cohen's kappa (1960).
+
+    Where nearly all is of one class, mirror images agree whatever the network knows.
+    """
+    if outcome.agreement is None or outcome.histogram is None:
+        return 0.0
+    chance = float((outcome.histogram**2).sum())
+    return (outcome.agreement - chance) / max(1 - chance, 1e-6)
 
 
 def confidence_gained(subject: Outcome, base: Outcome) -> float:

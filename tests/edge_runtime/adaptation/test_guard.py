@@ -122,6 +122,25 @@ def test_one_thing_wrong_is_enough(guard: Guard, name: str) -> None:
     assert len(verdict.reasons) == 1 and expected in verdict.reasons[0]
 
 
+def test_objects_may_return_to_what_the_training_domain_has(guard: Guard) -> None:
+    found = {"detections": 12.0, "agreement": 0.9}
+    assert not guard.judge(outcome(detections=0.0), outcome(BETTER, **found)).promote
+    found["detections_at_home"] = 8.0
+    assert guard.judge(outcome(detections=0.0), outcome(BETTER, **found)).promote
+    found["detections"] = 14.0
+    verdict = guard.judge(outcome(detections=0.0), outcome(BETTER, **found))
+    assert verdict.reasons == ["objects a frame: 0.0 to 14.0"]
+
+
+def test_agreement_by_chance_is_none(guard: Guard) -> None:
+    """A mask of nearly one class agrees with its mirror image whatever it shows."""
+    lost = outcome(agreement=0.95, histogram=np.array([0.97, 0.03, 0]))
+    better = outcome(BETTER, agreement=0.85, distance=0.1, confidence=0.75)
+    assert guard.judge(lost, better).promote
+    still = dataclasses.replace(better, histogram=lost.histogram)
+    assert guard.judge(lost, still).reasons == ["mirror images agree less: 95.0% to 85.0%"]
+
+
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
