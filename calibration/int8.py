@@ -17,8 +17,8 @@ from calibration.confidence import (
 )
 from calibration.half import to_half
 from calibration.judging import Figures, as_evaluated, drop, self_test
-from calibration.network import all_macs
-from calibration.quantization import DEFAULT_CALIBRATORS, Quantise, calibrate_with
+from calibration.network import all_macs, quantisable_layers
+from calibration.quantization import DEFAULT_CALIBRATORS, Quantise, Tick, calibrate_with
 from calibration.rounding import overflowing, peaks, rounded
 from calibration.sensitivity import Damage, Search, fewest_in_float, measure
 from calibration.study import Stage, Study, silent
@@ -119,13 +119,23 @@ def choose_calibrator(
     drops: dict[str, float] = {}
     for name in names:
         tick = stage(f"calibrating: {name}", len(study.frames))
-        quantise = calibrate_with(name, study.model, study.frames, study.adapter, tick)
+        quantise = find_ranges(study, name, tick)
         figures = study.judge(quantise())
         drops[name] = drop(study.before, figures)
         if best is None or drops[name] < drop(study.before, best.figures):
             best = Calibrated(name, quantise, figures, drops)
     assert best is not None
     return best
+
+
+def find_ranges(study: Study, calibrator: str, tick: Tick = lambda _: None) -> Quantise:
+    """What quantises the study's network by a calibrator's ranges, but for what stays in float."""
+    quantise = calibrate_with(calibrator, study.model, study.frames, study.adapter, tick)
+
+    def keeping(in_float: Collection[str] = (), style: str = "tensorrt") -> ModelProto:
+        return quantise({*in_float, *study.ahead}, style)
+
+    return keeping
 
 
 def rank_layers(study: Study, quantise: Quantise, stage: Stage = silent) -> list[Damage]:
@@ -179,6 +189,9 @@ def calibrate_tensorrt(
     names = {layer.node: layer.name for layer in study.layers}
     figures["nodes_in_float"] = sorted(in_float)
     figures["layers_in_float"] = sorted(names[node] for node in in_float)
+    figures["layers_ahead_of_adapter"] = sorted(
+        layer.name for layer in quantisable_layers(study.model) if layer.node in study.ahead
+    )
     figures["layers_quantised"] = len(study.layers) - len(in_float)
     figures["macs_int8"] = share = int8_share(study, in_float)
     if share < LEAST_MACS:

@@ -123,6 +123,19 @@ def map_nodes(model: ModelProto) -> list[str]:
     ]
 
 
+def ahead_of_adapter(model: ModelProto) -> frozenset[str]:
+    """Names of the nodes that lie ahead of the first point that an adapter reaches.
+
+    In fog or darkness their maps span a few of the 255 levels of INT8, and what adapters amplify
+    behind them would be rounding. None where the network takes no adapter.
+    """
+    adapted = _downstream(model, ["adapter"])
+    if len(adapted) == 1:
+        return frozenset()
+    behind = _upstream(model, [n.output[0] for n in model.graph.node if n.output[0] in adapted])
+    return frozenset(n.name for n in model.graph.node if n.output[0] in behind - adapted)
+
+
 def all_macs(model: ModelProto) -> int:
     """Multiply-add operations of one inference, all layers."""
     shapes = tensor_shapes(model)

@@ -18,7 +18,7 @@ from calibration.frames import (
     run_statistics,
 )
 from calibration.judging import AgreementJudge, Figures, Judge, LabelJudge
-from calibration.network import Layer, prepare, quantisable_layers, require_finite
+from calibration.network import Layer, ahead_of_adapter, prepare, quantisable_layers, require_finite
 from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.datasets import Dataset
 from edge_runtime.errors import InputError, RefusedError
@@ -44,7 +44,8 @@ class Study:
     Attributes:
         bundle: The bundle.
         model: Its FP32 network, prepared for quantisation.
-        layers: What INT8 can be used for.
+        layers: What INT8 is used for within the budget.
+        ahead: Nodes that stay in float whatever the budget; see `ahead_of_adapter`.
         frames: Calibration frames, uint8 [H, W, 3] each.
         frames_digest: Of their pixels.
         distance: Of the frames from the training domain, if the bundle has a reference.
@@ -56,6 +57,7 @@ class Study:
     bundle: Bundle
     model: ModelProto
     layers: list[Layer]
+    ahead: frozenset[str]
     frames: list[np.ndarray]
     frames_digest: str
     distance: float | None
@@ -126,11 +128,13 @@ def open_study(
     rest = np.setdiff1d(np.arange(len(candidates)), order)
     shown = rest if spare else order
     shown = shown[np.unique(np.linspace(0, len(shown) - 1, _AGREEMENT_FRAMES).astype(int))]
+    ahead = ahead_of_adapter(model)
     agreement = AgreementJudge(model, [candidates[i] for i in shown], adapter)
     return Study(
         bundle,
         model,
-        quantisable_layers(model),
+        [layer for layer in quantisable_layers(model) if layer.node not in ahead],
+        ahead,
         chosen,
         digest(chosen),
         distance,

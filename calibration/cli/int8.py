@@ -130,9 +130,8 @@ def sensitivity(
     json_file: JsonFile = None,
 ) -> None:
     """Quantise each layer alone and rank what that costs. The bundle is not changed."""
-    from calibration.int8 import rank_layers
+    from calibration.int8 import find_ranges, rank_layers
     from calibration.plots import plot_sensitivity
-    from calibration.quantization import calibrate_with
     from calibration.study import open_study
 
     opened = open_bundle(bundle)
@@ -141,7 +140,7 @@ def sensitivity(
         stage = _stages(progress)
         study = open_study(opened, data, labelled, frames, force, seed, stage)
         tick = stage(f"calibrating: {calibrator}", len(study.frames))
-        quantise = calibrate_with(calibrator, study.model, study.frames, study.adapter, tick)
+        quantise = find_ranges(study, calibrator, tick)
         ranking = rank_layers(study, quantise, stage)
     table = terminal.table_of(
         f"{opened.manifest.name}: layers by what INT8 costs, in points of {study.judge.kind}",

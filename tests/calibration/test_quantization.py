@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from calibration.network import (
+    ahead_of_adapter,
     all_macs,
     expose,
     open_session,
@@ -60,6 +61,34 @@ def test_layers_are_named_after_weights_and_leave_adapter_and_boxes_out(
             if node.op_type in ("Split", "Reshape", "Unsqueeze", "Slice"):
                 touched.update(node.output)
             assert not (direct and node.name in known), "an adapter's shift would be quantised"
+
+
+def test_what_lies_ahead_of_the_adapter_is_known(prepared: ModelProto) -> None:
+    """The same as by running it: changing the adapter changes every layer but those ahead."""
+    ahead = ahead_of_adapter(prepared)
+    layers = [layer for layer in quantisable_layers(prepared) if layer.operator == "Conv"]
+    outputs = {n.name: n.output[0] for n in prepared.graph.node}
+    session = open_session(expose(prepared, [outputs[layer.node] for layer in layers]))
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    size = next(i.type.tensor_type.shape.dim[0].dim_value for i in prepared.graph.input[1:])
+    found = [
+        session.run(None, {"image": image, "adapter": np.full(size, value, np.float32)})
+        for value in (1.0, 1.5)
+    ]
+    same = {
+        layer.node
+        for layer, one, other in zip(layers, *found, strict=True)
+        if np.array_equal(one, other)
+    }
+    assert same == ahead.intersection(layer.node for layer in layers) and same
+
+
+def test_a_network_without_adapter_has_nothing_ahead_of_it(prepared: ModelProto) -> None:
+    model = ModelProto()
+    model.CopyFrom(prepared)
+    for node in model.graph.node:
+        node.input[:] = ["image" if name == "adapter" else name for name in node.input]
+    assert ahead_of_adapter(model) == frozenset()
 
 
 def test_the_form_that_tensorrt_takes(
