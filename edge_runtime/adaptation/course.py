@@ -182,7 +182,7 @@ class Course:
     def _recall(self) -> str | None:
         """Use what is known of this place, if it is one that is known."""
         mean, var = self._recent()
-        if self.memory is None or self._distance(mean, var, None) <= self.threshold:
+        if self.memory is None or self._from_home(mean, var) <= self.threshold:
             return None
         place = self.memory.recall(np.concatenate([mean, var]))
         if place is None or self.guard.refusal(place.adapter) is not None:
@@ -215,7 +215,7 @@ class Course:
         """Adapted: still there? Then follow the strategy by small steps."""
         self._age += 1
         mean, var = self._recent()
-        home, here = self._distance(mean, var, None), self._distance(mean, var, place)
+        home, here = self._distances(mean, var, place)
         self._homely = self._homely + 1 if home < here else 0
         if self._homely >= _SURE or drift.event == "return" or self._clearly_home(place):
             return self._left("home")
@@ -274,8 +274,8 @@ class Course:
 
     def _clearly_home(self, place: _Place) -> bool:
         """Whether the newest frame alone leaves no doubt."""
-        mean, var = self._recent(1)
-        return _CLEAR * self._distance(mean, var, None) < self._distance(mean, var, place)
+        home, here = self._distances(*self._recent(1), place)
+        return _CLEAR * home < here
 
     def _recent(self, count: int = HELD) -> tuple[np.ndarray, np.ndarray]:
         """The first point's mean and variance over the newest of the held frames."""
@@ -285,13 +285,15 @@ class Course:
         first = self.reference.first
         return pooled(mean[:, first], var[:, first])
 
-    def _distance(self, mean: np.ndarray, var: np.ndarray, place: _Place | None) -> float:
-        """Distance of first-point statistics from a place's, or from home's."""
-        features = self.source.features(mean[None], var[None])
-        if place is None:
-            return self.source.distance(features)
-        other = self.source.features(place.mean[None], place.var[None])
-        return self.source.distance(features, other)
+    def _from_home(self, mean: np.ndarray, var: np.ndarray) -> float:
+        """Distance of first-point statistics from home's."""
+        return self.source.distance(self.source.features_of(mean, var))
+
+    def _distances(self, mean: np.ndarray, var: np.ndarray, place: _Place) -> tuple[float, float]:
+        """Distances of first-point statistics from home's and from a place's."""
+        features = self.source.features_of(mean, var)
+        there = self.source.features_of(place.mean, place.var)
+        return self.source.distance(features), self.source.distance(features, there)
 
     def _remember(self, place: _Place) -> None:
         if self.memory is None:

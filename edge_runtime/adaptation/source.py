@@ -64,8 +64,11 @@ class SourceModel:
 
     def features(self, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
         """Features [2 C0] of frames with first-point means and variances [N, C0]."""
-        centre, spread = pooled(mean, var)
-        return np.concatenate([centre, 0.5 * np.log(np.maximum(spread, self._floor))])
+        return self.features_of(*pooled(mean, var))
+
+    def features_of(self, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        """Features [2 C0] of means and variances [C0] that are pooled already."""
+        return np.concatenate([mean, 0.5 * np.log(np.maximum(var, self._floor))])
 
     def distance(self, features: np.ndarray, other: np.ndarray | None = None) -> float:
         """How far a window's features are from the source's, or from those of another place."""
