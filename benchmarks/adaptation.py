@@ -229,7 +229,8 @@ def main() -> None:
     bundle = open_bundle(args.bundle)
     strategies = args.strategies.split(",") if args.strategies else strategy_names()
     strategies = ["none", *(s for s in strategies if s != "none")]
-    digest = bundle.manifest.files[args.network or "model.onnx"].sha256[:12]
+    files = (args.network or "model.onnx", "predictor.safetensors")
+    digest = "-".join(bundle.manifest.files[f].sha256[:12] for f in files if bundle.has(f))
     runs = Runs(args.out / "runs.jsonl", f"{digest} {args.data} {args.limit} {args.options}")
     streams = streams_of(args)
     perception = open_perception(bundle, args.network, args.threads)

@@ -83,6 +83,7 @@ class Course:
         closed: bool,
     ) -> None:
         self.strategy, self.guard, self.reference = strategy, guard, guard.reference
+        self._refining = strategy if isinstance(strategy, Refining) else None
         self.store, self.memory, self.probe = store, memory, probe
         self.source, self.threshold, self.closed = monitor.source, monitor.threshold, closed
         ones, zeros = np.ones_like(self.reference.mean), np.zeros_like(self.reference.mean)
@@ -241,10 +242,10 @@ class Course:
 
     def _refine(self, frame: Frame, drift: Drift) -> str | None:
         """Let the strategy look for something better than small steps lead to, and try it."""
-        if not isinstance(self.strategy, Refining):
+        if self._refining is None:
             return None
         if self._trial is None:
-            found = self.strategy.refine(frame, self.adapter)
+            found = self._refining.refine(frame, self.adapter)
             if found is not None:
                 self._trial, self._merit = self._trial_of(found.adapter), found.merit
             return None
@@ -255,7 +256,7 @@ class Course:
         verdict = self.guard.judge(*trial.outcomes, self._merit)
         if not verdict.promote:
             return "not refined"
-        self.strategy.accepted(trial.candidate)
+        self._refining.accepted(trial.candidate)
         self.guard.promoted(trial.candidate, trial.outcomes[1])
         self.adapter = trial.candidate
         self.save({"event": "refined", "drift": round(drift.score, 4)})

@@ -102,7 +102,7 @@ class DriftMonitor:
         each = divergence(mean, var, self.reference.mean, self.reference.var)
         per_point = {name: float(each[part].mean()) for name, part in self.reference.slices.items()}
         first = self.reference.first
-        score = self.source.distance(self.source.features(means[:, first], variances[:, first]))
+        score = self.source.distance(self.source.features_of(mean[first], var[first]))
         event = self._judge(math.log(max(score, 1e-6) / self.threshold))
         about = event, mean[first], var[first], self._moved or self._state == "shifted"
         return Drift(score, per_point, self._state, self._since, *about)
