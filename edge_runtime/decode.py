@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,8 +39,8 @@ def decode_detections(
     boxes = outputs["boxes"][kept].astype(np.float32)
     labels = outputs["labels"][kept]
     sides = boxes[:, 2:] - boxes[:, :2]
-    sound = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1)
-    if not sound.all():
+    if not (sides.min(initial=1) > 0 and np.isfinite(sides.max(initial=1))):  # rare, so asked first
+        sound = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1)
         kept, boxes, labels = kept[sound], boxes[sound], labels[sound]
     best = suppress(boxes, labels, iou_threshold)
     raw = geometry.boxes_to_raw(boxes[best])
@@ -64,18 +65,24 @@ def suppress(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.
         return np.arange(count)
     low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None)
+    shared = np.maximum(high - low, 0)
     shared_area = shared[..., 0] * shared[..., 1]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     # IoU > t without the division: shared > t * (a + b - shared)
     union = area[:, None] + area[None, :] - shared_area
     clash = (shared_area > iou_threshold * union) & (labels[:, None] == labels[None, :])
-    clash = np.triu(clash, k=1)
+    clash &= _later(count)
     stays = np.ones(count, bool)
     for index in np.flatnonzero(clash.any(axis=1)):
         if stays[index]:
             stays &= ~clash[index]
     return np.flatnonzero(stays)
+
+
+@lru_cache(maxsize=128)
+def _later(count: int) -> np.ndarray:
+    """Bool [N, N], whether the second of two boxes comes after the first."""
+    return np.triu(np.ones((count, count), bool), k=1)
 
 
 def decode_segmentation(outputs: Mapping[str, np.ndarray], geometry: Geometry) -> Segmentation:

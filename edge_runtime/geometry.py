@@ -55,6 +55,7 @@ class Geometry:
         self._padded = (inner_h, inner_w) != (height, width)
         self._scale = np.array([inner_w / raw_width, inner_h / raw_height])  # x, y
         self._offset = np.array([left, top], np.float64)
+        self._size = np.array([raw_width, raw_height], np.float64)
         lens = self._lens = Lens(camera, raw_size) if camera else None
         self._halfway, self._interpolation = _shrinking(raw_size, (inner_h, inner_w), lens)
         self._mask_maps: dict[tuple[int, ...], tuple[np.ndarray, ...]] = {}
@@ -103,14 +104,14 @@ class Geometry:
         Returns:
             float32 [N, 4], xyxy in raw pixels. Through a lens it is the box around the bent one.
         """
-        height, width = self.raw_size
         corners = boxes.reshape(-1, 2, 2).astype(np.float64)
         corners = (corners - self._offset) / self._scale
         if self._lens is not None and len(corners):
-            corners = np.clip(corners, 0, [width, height])  # a lens model need not hold beyond
+            corners = np.clip(corners, 0, self._size)  # a lens model need not hold beyond
             outline = self._lens.distort(_outlines(corners))
             corners = np.stack([outline.min(axis=1), outline.max(axis=1)], axis=1)
-        return np.clip(corners, 0, [width, height]).reshape(-1, 4).astype(np.float32)
+        corners = np.minimum(np.maximum(corners, 0), self._size)
+        return corners.reshape(-1, 4).astype(np.float32)
 
     def mask_to_raw(self, mask: np.ndarray) -> np.ndarray:
         """Enlarge a class mask to the raw image by nearest neighbour.
