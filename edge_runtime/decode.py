@@ -71,7 +71,7 @@ def suppress(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.
     # IoU > t without the division: shared > t * (a + b - shared)
     union = area[:, None] + area[None, :] - shared_area
     clash = (shared_area > iou_threshold * union) & (labels[:, None] == labels[None, :])
-    clash &= _later(count)
+    clash &= _later(1 << count.bit_length())[:count, :count]
     stays = np.ones(count, bool)
     for index in np.flatnonzero(clash.any(axis=1)):
         if stays[index]:
@@ -79,7 +79,7 @@ def suppress(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.
     return np.flatnonzero(stays)
 
 
-@lru_cache(maxsize=128)
+@lru_cache
 def _later(count: int) -> np.ndarray:
     """Bool [N, N], whether the second of two boxes comes after the first."""
     return np.triu(np.ones((count, count), bool), k=1)

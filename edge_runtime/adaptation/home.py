@@ -55,5 +55,10 @@ def _objects(bundle: Bundle) -> float | None:
         return None
     geometry = Geometry((spec.height, spec.width), (spec.height, spec.width))
     columns = zip(*(canary[f"expected_{name}"] for name in _OUTPUTS), strict=True)
-    found = [decode_detections(dict(zip(_OUTPUTS, c, strict=True)), geometry) for c in columns]
-    return float(np.mean([len(one) for one in found])) if found else None
+    try:
+        frames = [dict(zip(_OUTPUTS, column, strict=True)) for column in columns]
+        found = [len(decode_detections(frame, geometry)) for frame in frames]
+    except (ValueError, IndexError, TypeError) as error:
+        path = bundle.path / "canary.npz"
+        raise BundleError(f"{path}: its boxes cannot be read ({error}); export again") from None
+    return float(np.mean(found)) if found else None

@@ -23,13 +23,26 @@ def test_objects_are_those_that_perception_finds(adaptive_bundle: Bundle) -> Non
     assert counted > 0 and Home.of(adaptive_bundle).objects == counted
 
 
-def test_a_bundle_need_not_tell_of_objects(adaptive_bundle: Bundle) -> None:
-    with np.load(adaptive_bundle.file("canary.npz")) as canary:
-        rest = {name: canary[name] for name in canary if name != "expected_boxes"}
+def with_boxes(bundle: Bundle, boxes: np.ndarray | None) -> Bundle:
+    with np.load(bundle.file("canary.npz")) as canary:
+        arrays = {name: canary[name] for name in canary if name != "expected_boxes"}
+    if boxes is not None:
+        arrays["expected_boxes"] = boxes
     buffer = io.BytesIO()
-    np.savez(buffer, **rest)
-    changed = update_bundle(adaptive_bundle, {"canary.npz": buffer.getvalue()})
-    assert Home.of(changed).objects is None
+    np.savez(buffer, **arrays)
+    return update_bundle(bundle, {"canary.npz": buffer.getvalue()})
+
+
+def test_a_bundle_need_not_tell_of_objects(adaptive_bundle: Bundle) -> None:
+    assert Home.of(with_boxes(adaptive_bundle, None)).objects is None
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 4), (2, 1, 4)])
+def test_boxes_that_do_not_belong_to_the_frames_are_an_error(
+    adaptive_bundle: Bundle, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(BundleError, match="its boxes cannot be read"):
+        Home.of(with_boxes(adaptive_bundle, np.ones(shape, np.float32)))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64])
