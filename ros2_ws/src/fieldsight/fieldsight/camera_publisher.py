@@ -6,6 +6,7 @@ python -m fieldsight.camera_publisher --ros-args -p source:=images/val -p rate:=
 from __future__ import annotations
 
 import sys
+from time import monotonic
 from typing import Any
 
 import rclpy
@@ -20,6 +21,8 @@ from edge_runtime.sources import open_source
 from fieldsight.conversions import image_to_message
 from fieldsight.parameters import described
 from fieldsight.process import run_node
+
+_MUTUAL_S = 1.0  # from when we found a subscriber until it has surely found us
 
 
 class CameraPublisher(Node):
@@ -43,6 +46,7 @@ class CameraPublisher(Node):
             descriptor.read_only = True
             self.declare_parameter(name, default, descriptor)
         self.published = 0
+        self._found_at: float | None = None
         self.done = False
         self._frame_id = self._value("frame_id")
         if not self._value("source"):
@@ -59,8 +63,21 @@ class CameraPublisher(Node):
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
 
+    def _is_heard(self) -> bool:
+        """Whether subscribers were found, and have had the time to find us.
+
+        Each side finds the other by itself; what is sent on best effort before they have is lost.
+        """
+        wanted = self._value("wait_for")
+        if self._images.get_subscription_count() < wanted:
+            self._found_at = None
+            return False
+        if self._found_at is None:
+            self._found_at = monotonic()
+        return not wanted or monotonic() - self._found_at >= _MUTUAL_S
+
     def _publish_next(self) -> None:
-        if self.published == 0 and self._images.get_subscription_count() < self._value("wait_for"):
+        if self.published == 0 and not self._is_heard():
             return
         frame = next(self._source, None)
         if frame is None and self._value("loop"):
