@@ -128,7 +128,7 @@ def test_the_command_teaches_resumes_and_is_used(
 ) -> None:
     out, figures = tmp_path / "run", tmp_path / "figures.json"
     words = ["x", "predictor", copied.path, "--data", f"{world}:all", "--out", out]
-    words += ["--json", figures, "epochs=100", "probe_every=100", "batch_size=8", "workers=0"]
+    words += ["--json", figures, "epochs=200", "probe_every=200", "batch_size=8", "workers=0"]
     code, _, said = command_line(main, *words)
     assert code == 0, said
     taught = open_bundle(copied.path)
@@ -137,7 +137,7 @@ def test_the_command_teaches_resumes_and_is_used(
     assert summary["labelled"] and summary["frames"] == 15
     assert set(summary["probe"]) == {"as_trained", "adapted"}
     plain, adapted = known(taught, dim_world)
-    assert 1 - adapted < (1 - plain) / 2
+    assert adapted > plain + 0.1
     content = (taught.path / FILE).read_bytes()
     assert {p.name for p in out.iterdir()} >= {"checkpoint.pt", "metrics.csv", "summary.json"}
     code, _, said = command_line(main, *words, "--resume")
