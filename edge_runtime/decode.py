@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from edge_runtime.frames import Detections, Segmentation
@@ -35,54 +35,47 @@ def decode_detections(
     """
     scores = outputs["scores"]
     kept = np.flatnonzero(scores >= score_threshold)
-    kept = kept[np.argsort(-scores[kept], kind="stable")]
-    boxes = outputs["boxes"][kept].astype(np.float32)
-    labels = outputs["labels"][kept]
+    scores = scores[kept].astype(np.float32, copy=False)
+    labels = outputs["labels"][kept].astype(np.int32, copy=False)
+    boxes = outputs["boxes"][kept].astype(np.float32, copy=False)
     sides = boxes[:, 2:] - boxes[:, :2]
     if not (sides.min(initial=1) > 0 and np.isfinite(sides.max(initial=1))):  # rare, so asked first
         sound = np.isfinite(boxes).all(axis=1) & (sides > 0).all(axis=1)
-        kept, boxes, labels = kept[sound], boxes[sound], labels[sound]
-    best = suppress(boxes, labels, iou_threshold)
+        boxes, scores, labels = boxes[sound], scores[sound], labels[sound]
+    best = suppress(boxes, scores, labels, iou_threshold)
     raw = geometry.boxes_to_raw(boxes[best])
-    inside = (raw[:, 2:] - raw[:, :2] > _MIN_SIDE).all(axis=1)
-    best, raw = best[inside][:max_detections], raw[inside][:max_detections]
-    return Detections(raw, scores[kept[best]].astype(np.float32), labels[best].astype(np.int32))
+    sides = raw[:, 2:] - raw[:, :2]
+    if not sides.min(initial=1) > _MIN_SIDE:  # likewise: a box beside the raw image
+        inside = (sides > _MIN_SIDE).all(axis=1)
+        best, raw = best[inside], raw[inside]
+    best, raw = best[:max_detections], raw[:max_detections]
+    return Detections(raw, scores[best], labels[best])
 
 
-def suppress(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Greedy per-class non-maximum suppression.
+def suppress(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float
+) -> np.ndarray:
+    """Greedy per-class non-maximum suppression, by OpenCV.
 
     Args:
-        boxes: float32 [N, 4] xyxy, best first.
-        labels: int [N].
+        boxes: float32 [N, 4] xyxy.
+        scores: float32 [N]; a box that scores nothing goes.
+        labels: int32 [N].
         iou_threshold: A box goes if its IoU with a better kept one of its class is above.
 
     Returns:
-        int64 [M], indices of the boxes that stay, ascending.
+        int32 [M], indices of the boxes that stay, best first.
     """
-    count = len(boxes)
-    if count < 2:
-        return np.arange(count)
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.maximum(high - low, 0)
-    shared_area = shared[..., 0] * shared[..., 1]
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    # IoU > t without the division: shared > t * (a + b - shared)
-    union = area[:, None] + area[None, :] - shared_area
-    clash = (shared_area > iou_threshold * union) & (labels[:, None] == labels[None, :])
-    clash &= _later(1 << count.bit_length())[:count, :count]
-    stays = np.ones(count, bool)
-    for index in np.flatnonzero(clash.any(axis=1)):
-        if stays[index]:
-            stays &= ~clash[index]
-    return np.flatnonzero(stays)
-
-
-@lru_cache
-def _later(count: int) -> np.ndarray:
-    """Bool [N, N], whether the second of two boxes comes after the first."""
-    return np.triu(np.ones((count, count), bool), k=1)
+    if len(boxes) < 2:
+        return np.flatnonzero(scores > 0)
+    sized = boxes.copy()  # corner and size
+    sized[:, 2:] -= boxes[:, :2]
+    # OpenCV keeps classes apart by their distance, as if no box began left of or above zero.
+    sized[:, :2] -= boxes[:, :2].min()
+    best = cv2.dnn.NMSBoxesBatched(
+        sized.tolist(), scores.tolist(), labels.tolist(), 0.0, iou_threshold
+    )
+    return np.asarray(best, np.int32)  # of none it makes a tuple
 
 
 def decode_segmentation(outputs: Mapping[str, np.ndarray], geometry: Geometry) -> Segmentation:

@@ -104,8 +104,7 @@ class Geometry:
         Returns:
             float32 [N, 4], xyxy in raw pixels. Through a lens it is the box around the bent one.
         """
-        corners = boxes.reshape(-1, 2, 2).astype(np.float64)
-        corners = (corners - self._offset) / self._scale
+        corners = (boxes.reshape(-1, 2, 2) - self._offset) / self._scale
         if self._lens is not None and len(corners):
             corners = np.clip(corners, 0, self._size)  # a lens model need not hold beyond
             outline = self._lens.distort(_outlines(corners))

@@ -28,15 +28,17 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 @given(st.integers(0, 40), st.integers(0, 2**31), st.sampled_from([0.3, 0.6, 0.9]))
 def test_suppression_equals_the_textbook(count: int, seed: int, threshold: float) -> None:
     random = np.random.default_rng(seed)
-    corner = random.uniform(0, 30, (count, 2))
+    corner = random.uniform(-40, 30, (count, 2))
     boxes = np.concatenate([corner, corner + random.uniform(5, 30, (count, 2))], 1)
-    labels = random.integers(0, 2, count)
+    boxes = boxes.astype(np.float32)
+    scores = random.uniform(0.1, 1, count).astype(np.float32)
+    labels = random.integers(0, 3, count, dtype=np.int32)
     kept: list[int] = []
-    for index in range(count):
+    for index in np.argsort(-scores).tolist():
         rivals = [k for k in kept if labels[k] == labels[index]]
         if all(iou(boxes[k], boxes[index]) <= threshold for k in rivals):
             kept.append(index)
-    assert suppress(boxes, labels, threshold).tolist() == kept
+    assert suppress(boxes, scores, labels, threshold).tolist() == kept
 
 
 def test_lesser_boxes_go_only_within_their_class() -> None:

@@ -173,7 +173,8 @@ def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdic
 
 def _objects(outputs: Mapping[str, np.ndarray]) -> int:
     sure = outputs["scores"] >= _SURE
-    return len(suppress(outputs["boxes"][sure], outputs["labels"][sure], _SUPPRESSED))
+    boxes, scores, labels = (outputs[name][sure] for name in ("boxes", "scores", "labels"))
+    return len(suppress(boxes, scores, labels, _SUPPRESSED))
 
 
 def _factor(one: float, other: float) -> float:
