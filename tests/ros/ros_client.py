@@ -120,11 +120,15 @@ class Client(Node):
         return self.call(DescribeParameters, "describe_parameters", request).descriptors[0]
 
     def connect(self) -> None:
-        """Wait until the node hears us and we hear its answers."""
+        """Wait until the node hears us and we hear its answers.
+
+        Each side finds the other by itself, and what is sent on best effort before is lost.
+        """
         self.until(lambda: self.images.get_subscription_count(), "subscription to images")
         topics = [f"{self.process.namespace}/{name}" for name in ("detections", "segmentation")]
         self.until(lambda: any(self.count_publishers(t) for t in topics), "publisher of answers")
-        self.spin_for(0.3)
+        before = self.reports
+        self.until(lambda: self.reports > before and self.count("publishers"), "us in diagnostics")
 
     def activate(self) -> None:
         """Configure, activate, connect."""

@@ -95,6 +95,17 @@ def test_parameters_are_described_and_guarded(
     assert len(robot.detections[key].detections) == 1
 
 
+def test_an_image_topic_without_publisher_is_reported(
+    start: Start, client: Start, bundle_path: Path
+) -> None:
+    robot = client(start(bundle=bundle_path, autostart=True))
+    robot.connect()
+    assert robot.diagnostics["message"] == "no frame yet"
+    robot.destroy_publisher(robot.images)
+    robot.until(lambda: not robot.count("publishers"), "report of no publisher")
+    assert robot.diagnostics["message"] == "no frame yet; nothing publishes on the image topic"
+
+
 def test_labels_are_latched(start: Start, client: Start, bundle_path: Path) -> None:
     robot = client(start(bundle=bundle_path, score_threshold=0.4, autostart=True))
     robot.connect()

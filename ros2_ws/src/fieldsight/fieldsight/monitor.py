@@ -49,7 +49,13 @@ class MissedFrames:
 
 
 def diagnostic_status(
-    name: str, hardware: str, state: str, engine: str, adapter: str, health: Health
+    name: str,
+    hardware: str,
+    state: str,
+    engine: str,
+    adapter: str,
+    publishers: int,
+    health: Health,
 ) -> DiagnosticStatus:
     """One status with every count and the latency percentiles.
 
@@ -59,14 +65,17 @@ def diagnostic_status(
         state: Lifecycle state; only an active node can be at fault.
         engine: Name of the engine, or "none".
         adapter: Name of the adapter in use; see `tags`.
+        publishers: How many publishers of images the node has found.
         health: What was counted.
     """
     report = health.report()
     status = DiagnosticStatus(name=f"{name}: perception", hardware_id=hardware)
     status.level = _LEVELS[report.level] if state == "active" else DiagnosticStatus.OK
     status.message = report.message if state == "active" else state
+    if status.level == DiagnosticStatus.WARN and not publishers:
+        status.message += "; nothing publishes on the image topic"
     values: dict[str, object] = {"state": state, "backend": engine, "bundle": hardware}
-    values["adapter"] = adapter
+    values |= {"adapter": adapter, "publishers": publishers}
     values |= dict.fromkeys(COUNTS, 0)
     values |= {
         key: round(value, 3) if isinstance(value, float) else value

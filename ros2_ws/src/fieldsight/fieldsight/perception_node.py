@@ -249,8 +249,16 @@ class PerceptionNode(LifecycleNode):
         engine = perception.engine.name if perception else "none"
         bundle = perception.manifest.name if perception else ""
         adapter = digest_of(perception.adapter) if perception else "none"
-        name = self.get_fully_qualified_name()
-        status = diagnostic_status(name, bundle, self._state, engine, adapter, self._health)
+        images = self._subscriptions_held.get("image")
+        status = diagnostic_status(
+            self.get_fully_qualified_name(),
+            bundle,
+            self._state,
+            engine,
+            adapter,
+            images.get_publisher_count() if images else 0,
+            self._health,
+        )
         header = Header(stamp=self.get_clock().now().to_msg())
         self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
 
