@@ -72,6 +72,23 @@ def canary_labels(
     return {"masks": np.stack(masks), "boxes": np.stack(boxes)}
 
 
+def _rehearsed(
+    dataset: Dataset, shown: np.ndarray, size: tuple[int, int], count: int
+) -> bytes | None:
+    """Labelled frames spread over the data, none of them among those `shown` in the canary."""
+    others = np.setdiff1d(np.arange(len(dataset.samples)), shown)
+    if not count or not len(others):
+        return None
+    chosen = others[np.unique(np.linspace(0, len(others) - 1, count).astype(int))]
+    labels = canary_labels(dataset, chosen, size)
+    if (labels["masks"] == IGNORED).all() and (labels["boxes"] < 0).all():
+        return None
+    images = np.stack([resize_image(dataset.read(int(i)).image, size) for i in chosen])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, **labels)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 def _reference(
     session: ort.InferenceSession,
     student: Student,
@@ -141,6 +158,7 @@ def export(
     mask_confidence: bool = False,
     overwrite: bool = False,
     judge: Dataset | None = None,
+    rehearsal: int = 0,
 ) -> tuple[Bundle, dict[str, Any]]:
     """Writes the bundle of a fine-tuned run.
 
@@ -148,6 +166,7 @@ def export(
         dataset: source-domain frames for reference statistics and canary.
         size: network input (H, W); default the run's last training size.
         judge: labelled data whose figures go into the manifest's metrics.
+        rehearsal: how many labelled frames to add for consolidation to learn from.
 
     Returns:
         The bundle and its metrics: ``parity`` of ``check_parity`` and, per task, the figures.
@@ -187,6 +206,8 @@ def export(
                 canary_labels(dataset, shown, chosen),
             ),
         }
+        if others := _rehearsed(dataset, shown, chosen, rehearsal):
+            files["rehearsal.npz"] = others
         fields = _manifest(out, student, config, dataset, session, chosen)
         if judge is not None:
             draft = create_bundle(Path(scratch) / out.name, {**fields, "metrics": {}}, files)

@@ -32,6 +32,7 @@ KNOWN_FILES = (
     "reference.safetensors",
     "predictor.safetensors",
     "canary.npz",
+    "rehearsal.npz",
     "calibration.json",
 )
 

@@ -82,28 +82,37 @@ def _require(what: str, share: float, least: float, engine: Engine) -> None:
 
 
 def load_canary(bundle: Bundle) -> dict[str, np.ndarray]:
-    """The arrays of a bundle's `canary.npz`, its `images` checked against the network's input.
-
-    Raises:
-        BundleError: There is none, or it is damaged.
-    """
+    """The arrays of a bundle's `canary.npz`; see `load_frames`."""
     if not bundle.has("canary.npz"):
         raise BundleError(f"{bundle.path}: no canary.npz, so no self-test; export it again")
+    return load_frames(bundle, "canary.npz")
+
+
+def load_frames(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
+    """The arrays of one of a bundle's archives of frames.
+
+    Returns:
+        `images` uint8 [N, H, W, 3] at the network's size, N at least 1, and what else it holds.
+
+    Raises:
+        BundleError: It is damaged, or of another size.
+    """
+    path = bundle.file(name)
     try:
-        with np.load(bundle.file("canary.npz"), allow_pickle=False) as archive:
-            canary = {name: archive[name] for name in archive.files}
+        with np.load(path, allow_pickle=False) as archive:
+            frames = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{bundle.file('canary.npz')}: cannot be read: {error}") from None
+        raise BundleError(f"{path}: cannot be read: {error}") from None
     spec = bundle.manifest.input
-    images = canary.get("images")
+    images = frames.get("images")
     if images is None or images.dtype != np.uint8 or len(images) == 0:
-        raise BundleError(f"{bundle.file('canary.npz')}: holds no uint8 'images'; export it again")
+        raise BundleError(f"{path}: holds no uint8 'images'; export it again")
     if images.shape[1:] != (spec.height, spec.width, 3):
         raise BundleError(
-            f"{bundle.file('canary.npz')}: images are {images.shape[1:]}, "
+            f"{path}: images are {images.shape[1:]}, "
             f"expected {(spec.height, spec.width, 3)}; export it again"
         )
-    return canary
+    return frames
 
 
 def boxes_found(

@@ -23,6 +23,9 @@ def export(
     evaluate_on: Annotated[
         str | None, typer.Option(help="Labelled data; its figures go into the manifest.")
     ] = None,
+    rehearsal: Annotated[
+        int, typer.Option(min=0, help="Labelled frames to add, for `fieldsight-run consolidate`.")
+    ] = 48,
     json_path: Json = None,
 ) -> None:
     """A fine-tuned run into a bundle, checked against torch."""
@@ -31,7 +34,15 @@ def export(
     shape = parse_size(size) if size else None
     judge = open_data(evaluate_on, "val") if evaluate_on else None
     bundle, metrics = write(
-        run, open_data(data, "train"), out, shape, top_k, mask_confidence, overwrite, judge
+        run,
+        open_data(data, "train"),
+        out,
+        shape,
+        top_k,
+        mask_confidence,
+        overwrite,
+        judge,
+        rehearsal,
     )
     parity = metrics["parity"]
     console.print(

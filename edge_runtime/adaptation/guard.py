@@ -81,6 +81,7 @@ class _Promoted:
 
 
 _MOST_DOUBLINGS = 5
+_WATCHED = 2  # every so many frames the window is summed up: each time nine tenths are the same
 
 
 class Guard:
@@ -226,9 +227,13 @@ class Guard:
         if not self._kept:
             return None
         self._window.append(self.evidence(result, mirrored))
+        if self._window[-1].finite:
+            if len(self._window) < self.options.window:
+                return None
+            if self.frames % _WATCHED and unadapted is None:
+                self._calm()
+                return None
         now, used = self.outcome(self.adapter, list(self._window)), self._kept[-1]
-        if now.finite and len(self._window) < self.options.window:
-            return None
         if used.outcome is None:
             self._kept[-1] = used = _Promoted(used.adapter, now)
         wide = self.options.limits.loosened(self.options.watch_factor)

@@ -1,13 +1,14 @@
 """Whether a consolidated network may be used: what it still knows, and how it took to the place.
 
 Judged on frames that were kept out of learning: labelled ones of the canary, where nothing may be
-lost, and unlabelled ones of the place, where nothing may fall apart.
+lost, painted in the looks of the place they must be known better than an adapter makes the old
+network know them, and unlabelled ones of the place, where nothing may fall apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import cv2
 import numpy as np
@@ -18,8 +19,16 @@ from edge_runtime.evaluation import confusion, miou
 from edge_runtime.manifest import Spec
 from edge_runtime.selftest import boxes_found
 
-Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Run = Callable[[np.ndarray, np.ndarray | None], Mapping[str, np.ndarray]]
 _SURE, _IOU = 0.3, 0.5  # score and overlap from which a box counts as found
+_NUMBERS = (
+    "canary_miou",
+    "canary_boxes",
+    "looks_miou",
+    "agreement",
+    "detections",
+    "canary_detections",
+)
 _SUPPRESSED = 0.6  # overlap above which the lesser box of a class is dropped
 
 
@@ -29,6 +38,8 @@ class AcceptanceLimits(Spec):
     Attributes:
         canary_miou: Mean IoU on the canary, as a fraction.
         canary_boxes: Share of the canary's objects found; one object may always be lost.
+        looks_gain: Least rise of the mean IoU on the canary in the looks of the place, with the
+            adapter that alignment finds or without, whichever is better: before as after.
         agreement: Share of a place's pixels alike in a frame and its mirror image.
         classes: Jensen-Shannon distance between the class histograms before and after, 0 to 1.
         detections: Factor by which objects a frame of the place may differ from those of the
@@ -37,6 +48,7 @@ class AcceptanceLimits(Spec):
 
     canary_miou: float = 0.02
     canary_boxes: float = 0.05
+    looks_gain: float = 0.0
     agreement: float = 0.02
     classes: float = 0.35
     detections: float = 3.0
@@ -50,6 +62,7 @@ class Measured:
         canary_miou: Mean IoU against the canary's masks, 0 to 1.
         canary_boxes: Share of the canary's objects found.
         canary_objects: Number of the canary's objects.
+        looks_miou: Mean IoU on the canary in the looks of the place, with or without an adapter.
         agreement: Share of the place's pixels alike in a frame and its mirror image.
         histogram: float64 [classes], share of the place's pixels by class.
         detections: Objects found a frame of the place.
@@ -60,6 +73,7 @@ class Measured:
     canary_miou: float | None
     canary_boxes: float | None
     canary_objects: int
+    looks_miou: float | None
     agreement: float | None
     histogram: np.ndarray | None
     detections: float | None
@@ -68,8 +82,8 @@ class Measured:
 
     def numbers(self) -> dict[str, float]:
         """The scalars, by name."""
-        names = ("canary_miou", "canary_boxes", "agreement", "detections", "canary_detections")
-        return {name: float(v) for name in names if (v := getattr(self, name)) is not None}
+        told = asdict(self)
+        return {name: float(told[name]) for name in _NUMBERS if told[name] is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,7 @@ class KeptOut:
         boxes: float32 [N, M, 5] of label and xyxy, label -1 where there is none, or None.
         place: Frames of the place.
         classes: Number of segmentation classes.
+        painted: The canary in the looks of the place, or None.
     """
 
     canary: np.ndarray
@@ -98,24 +113,25 @@ class KeptOut:
     boxes: np.ndarray | None
     place: np.ndarray
     classes: int
+    painted: np.ndarray | None = None
 
 
-def measure(run: Run, frames: KeptOut) -> Measured:
+def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Measured:
     """Run a network over the frames that were kept out.
 
     Args:
-        run: Maps an image uint8 [1, H, W, 3] to the network's outputs.
+        run: Maps an image uint8 [1, H, W, 3] and an adapter float32 [A], or None for the identity,
+            to the network's outputs.
         frames: What to run it on.
+        adapter: The one that alignment finds for this network at the place.
     """
     matrix = np.zeros((frames.classes, frames.classes), np.int64)
     hits, objects, finite, usual = 0, 0, True, []
     for index, image in enumerate(frames.canary):
-        outputs = run(image[None])
+        outputs = run(image[None], None)
         finite &= _finite(outputs)
         if "mask" in outputs and frames.masks is not None:
-            size = outputs["mask"].shape[::-1]
-            label = cv2.resize(frames.masks[index], size, interpolation=cv2.INTER_NEAREST)
-            matrix += confusion(outputs["mask"], label, frames.classes)
+            matrix += _confusion(outputs["mask"], frames.masks[index], frames.classes)
         if "boxes" in outputs and frames.boxes is not None:
             one, all_ = _objects_found(frames.boxes[index], outputs)
             hits, objects = hits + one, objects + all_
@@ -123,8 +139,8 @@ def measure(run: Run, frames: KeptOut) -> Measured:
             usual.append(_objects(outputs))
     agreements, shares, found = [], [], []
     for image in frames.place:
-        outputs = {name: values.copy() for name, values in run(image[None]).items()}
-        mirrored = run(np.ascontiguousarray(image[None, :, ::-1]))
+        outputs = {name: values.copy() for name, values in run(image[None], None).items()}
+        mirrored = run(np.ascontiguousarray(image[None, :, ::-1]), None)
         finite &= _finite(outputs)
         if "mask" in outputs:
             agreements.append(float((outputs["mask"] == mirrored["mask"][:, ::-1]).mean()))
@@ -135,12 +151,26 @@ def measure(run: Run, frames: KeptOut) -> Measured:
         canary_miou=miou(matrix) if matrix.any() else None,
         canary_boxes=hits / objects if objects else None,
         canary_objects=objects,
+        looks_miou=_known_in_looks(run, frames, adapter),
         agreement=float(np.mean(agreements)) if agreements else None,
         histogram=np.mean(shares, axis=0) if shares else None,
         detections=float(np.mean(found)) if found else None,
         canary_detections=float(np.mean(usual)) if usual else None,
         finite=bool(finite),
     )
+
+
+def _known_in_looks(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float | None:
+    """Mean IoU on the painted canary, under the identity or the adapter, whichever is better."""
+    if frames.painted is None or frames.masks is None:
+        return None
+    found = []
+    for given in (None, adapter) if adapter is not None else (None,):
+        matrix = np.zeros((frames.classes, frames.classes), np.int64)
+        for image, mask in zip(frames.painted, frames.masks, strict=True):
+            matrix += _confusion(run(image[None], given)["mask"], mask, frames.classes)
+        found.append(miou(matrix) if matrix.any() else 0.0)
+    return max(found)
 
 
 def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdict:
@@ -157,6 +187,12 @@ def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdic
         if old is not None and (new is None or not new >= old - most):
             fell = "is undefined" if new is None else f"fell from {old:.3f} to {new:.3f}"
             against.append(f"{what} {fell}, may fall by {most:.3g}")
+    old, new = before.looks_miou, after.looks_miou
+    if old is not None and new is not None and not new > old + limits.looks_gain:
+        against.append(
+            f"in the looks of the place the canary's mean IoU would be {new:.3f} and is {old:.3f} "
+            "with the adapter that alignment finds, if that is better: adapting does as much"
+        )
     if before.histogram is not None and after.histogram is not None:
         far = histogram_distance(before.histogram, after.histogram)
         if not far <= limits.classes:
@@ -169,6 +205,12 @@ def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdic
                 f"{usual:.1f}; may differ from that by a factor of {limits.detections:g}"
             )
     return Verdict(not against, against, {"before": before.numbers(), "after": after.numbers()})
+
+
+def _confusion(mask: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Of a mask [h, w] against a label [H, W]."""
+    label = cv2.resize(label, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return confusion(mask, label, classes)
 
 
 def _objects(outputs: Mapping[str, np.ndarray]) -> int:

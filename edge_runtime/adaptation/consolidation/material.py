@@ -1,8 +1,13 @@
-"""Reads what a consolidation works on: the place's frames and the bundle's canary."""
+"""Reads what a consolidation works on: the place's frames and the bundle's own.
+
+Where the bundle has frames to rehearse, they are learnt from and the whole canary judges; else the
+canary is divided.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +20,9 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError, InputError
 from edge_runtime.geometry import Geometry
 from edge_runtime.prediction import open_frames
-from edge_runtime.selftest import load_canary
+from edge_runtime.selftest import load_canary, load_frames
 
+REHEARSAL = "rehearsal.npz"
 LEAST_FRAMES = 4
 MOST_FRAMES = 512  # spread evenly where there are more: 126 MB at 256x320
 _KEPT_OUT_PLACE, _KEPT_OUT_CANARY = 8, 4  # every so many-th frame is not learnt from
@@ -29,7 +35,7 @@ class Material:
 
     Attributes:
         place: uint8 [N, H, W, 3], in the order of the memory.
-        source: uint8 [M, H, W, 3], canary frames.
+        source: uint8 [M, H, W, 3], frames of the training domain.
         masks: uint8 [M, H, W], their labels, or None.
         class_weight: float32 [C], or None without segmentation.
         kept_out: The frames to judge by.
@@ -45,7 +51,7 @@ class Material:
 
 
 def read_material(bundle: Bundle, memory: Path | str) -> Material:
-    """Read a memory of frames and divide it and the canary.
+    """Read a memory of frames and what the bundle has to rehearse, and divide both.
 
     Args:
         bundle: The bundle to be consolidated.
@@ -54,32 +60,56 @@ def read_material(bundle: Bundle, memory: Path | str) -> Material:
 
     Raises:
         InputError: There are too few frames.
-        BundleError: The canary cannot be rehearsed.
+        BundleError: What the bundle has cannot be rehearsed.
     """
     frames = _read_frames(bundle, memory)
-    canary = load_canary(bundle)
-    images, masks, boxes = canary["images"], canary.get("masks"), canary.get("boxes")
     classes = len(bundle.manifest.classes.get("segmentation", []))
-    check_canary(bundle, images, masks, boxes)
-    judged = np.arange(len(images)) % _KEPT_OUT_CANARY == _KEPT_OUT_CANARY - 1
+    source, judged = _own_frames(bundle)
     unseen = np.arange(len(frames)) % _KEPT_OUT_PLACE == _KEPT_OUT_PLACE // 2
-    if not classes:
-        masks = None
+    masks = source["masks"] if classes else None
     kept_out = KeptOut(
-        images[judged],
-        None if masks is None else masks[judged],
-        None if boxes is None else boxes[judged],
+        judged["images"],
+        judged["masks"] if classes else None,
+        judged.get("boxes"),
         frames[unseen],
         classes,
     )
     return Material(
         frames[~unseen],
-        images[~judged],
-        None if masks is None else masks[~judged],
+        source["images"],
+        masks,
         None if masks is None else class_weight(bundle, masks, classes),
         kept_out,
         hashlib.sha256(frames.tobytes()).hexdigest(),
     )
+
+
+def _own_frames(bundle: Bundle) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The bundle's frames to rehearse and to judge by: images, masks and boxes, checked."""
+    if not bundle.has(REHEARSAL):
+        return divided_canary(bundle)
+    frames = load_frames(bundle, REHEARSAL), load_canary(bundle)
+    check_labels(bundle, REHEARSAL, frames[0])
+    check_labels(bundle, "canary.npz", frames[1])
+    return frames
+
+
+def divided_canary(bundle: Bundle) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images, masks and boxes of the canary to rehearse, three of four, and to judge by.
+
+    Raises:
+        BundleError: It has too few frames, or no usable labels.
+    """
+    canary = load_canary(bundle)
+    check_labels(bundle, "canary.npz", canary)
+    if len(canary["images"]) < _KEPT_OUT_CANARY:
+        raise BundleError(
+            f"{bundle.file('canary.npz')}: {len(canary['images'])} frames, expected at least "
+            f"{_KEPT_OUT_CANARY} to rehearse and to judge by; export the bundle again"
+        )
+    judged = np.arange(len(canary["images"])) % _KEPT_OUT_CANARY == _KEPT_OUT_CANARY - 1
+    parts = {name: canary[name] for name in ("images", "masks", "boxes") if name in canary}
+    return {n: a[~judged] for n, a in parts.items()}, {n: a[judged] for n, a in parts.items()}
 
 
 def _read_frames(bundle: Bundle, memory: Path | str) -> np.ndarray:
@@ -104,20 +134,13 @@ def _read_frames(bundle: Bundle, memory: Path | str) -> np.ndarray:
     return np.stack(images)
 
 
-def check_canary(
-    bundle: Bundle, images: np.ndarray, masks: np.ndarray | None, boxes: np.ndarray | None
-) -> None:
-    """Whether a canary can be rehearsed.
+def check_labels(bundle: Bundle, name: str, frames: Mapping[str, np.ndarray]) -> None:
+    """Whether one of a bundle's archives of frames has the labels that rehearsal needs.
 
     Raises:
-        BundleError: It has too few frames, or a task's labels are missing.
+        BundleError: A task's labels are missing or unusable.
     """
-    path = bundle.file("canary.npz")
-    if len(images) < _KEPT_OUT_CANARY:
-        raise BundleError(
-            f"{path}: {len(images)} frames, expected at least {_KEPT_OUT_CANARY} to rehearse and "
-            "to judge by; export the bundle again"
-        )
+    images, masks, boxes = frames["images"], frames.get("masks"), frames.get("boxes")
     good = {
         "masks": masks is not None
         and masks.dtype == np.uint8
@@ -128,10 +151,10 @@ def check_canary(
         and boxes.shape[::2] == (len(images), 5)
         and bool(np.isfinite(boxes).all()),
     }
-    for task, name in (("segmentation", "masks"), ("detection", "boxes")):
-        if task in bundle.manifest.tasks and not good[name]:
+    for task, labels in (("segmentation", "masks"), ("detection", "boxes")):
+        if task in bundle.manifest.tasks and not good[labels]:
             raise BundleError(
-                f"{path}: the canary has no usable labels '{name}', so forgetting could not be "
+                f"{bundle.file(name)}: has no usable labels '{labels}', so forgetting could not be "
                 "noticed; export the bundle again from labelled data"
             )
 

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from edge_runtime.adaptation.consolidation.acceptance import (
     AcceptanceLimits,
     Measured,
+    Run,
     Verdict,
     judge,
     measure,
@@ -25,7 +26,7 @@ from edge_runtime.adaptation.consolidation.acceptance import (
 from edge_runtime.adaptation.consolidation.budget import Budget
 from edge_runtime.adaptation.consolidation.checkpoint import Checkpoint, Spent
 from edge_runtime.adaptation.consolidation.lessons import Lessons
-from edge_runtime.adaptation.consolidation.material import Material, read_material
+from edge_runtime.adaptation.consolidation.material import REHEARSAL, Material, read_material
 from edge_runtime.adaptation.consolidation.refold import refold
 from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
@@ -107,9 +108,10 @@ def consolidate(
     checkpoint = Checkpoint(_checkpoint_path(out), _identity(bundle, material, settings))
     if restart:
         checkpoint.remove()
+    adapter = align(bundle, material.place, settings.threads)
     lessons = Lessons(
         material.place,
-        align(bundle, material.place, settings.threads),
+        adapter,
         material.source,
         material.masks,
         material.class_weight,
@@ -122,7 +124,10 @@ def consolidate(
     stopped, losses = _learn(training, checkpoint, budget, progress)
     note = _note(bundle, material, settings, training, budget.spent, stopped)
     learnt = blended(student, training.teacher, settings.blend)
-    result = _write_if_accepted(bundle, student, learnt, out, note, material, limits)
+    kept_out = replace(material.kept_out, painted=_painted(training, material.kept_out.canary))
+    material = replace(material, kept_out=kept_out)
+    before = _measured(bundle, material, adapter)
+    result = _write_if_accepted(bundle, student, learnt, out, note, material, before, limits)
     checkpoint.remove()
     return Consolidated(*result, training.step, budget.spent, stopped, losses)
 
@@ -168,14 +173,14 @@ def _write_if_accepted(
     out: Path,
     note: dict[str, Any],
     material: Material,
+    before: Measured,
     limits: AcceptanceLimits,
 ) -> tuple[Bundle, Verdict]:
     """Write a draft, judge it on frames kept out, and only then give it its name."""
-    before = _measured(bundle, material)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".consolidating.", dir=out.parent) as scratch:
         made = draft(bundle, old, new, Path(scratch) / out.name, note)
-        verdict = judge(before, _measured(made, material), limits)
+        verdict = judge(before, _measured(made, material, align(made, material.place)), limits)
         if not verdict.accepted:
             raise NotAccepted(verdict, bundle)
         os.rename(made.path, out)
@@ -196,16 +201,25 @@ class NotAccepted(RefusedError):
         self.verdict = verdict
 
 
-def _measured(bundle: Bundle, material: Material) -> Measured:
+def _painted(training: SelfTraining, images: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, H, W, 3] in the looks of the place, the noise the same each time."""
+    rng = np.random.default_rng(0)
+    style = training.curriculum.style
+    return np.stack([style(image, rng).round().astype(np.uint8) for image in images])
+
+
+def _measured(bundle: Bundle, material: Material, adapter: np.ndarray) -> Measured:
     engine = open_engine(bundle, "onnxruntime", "fp32")
-    measured = measure(_runner(engine, bundle), material.kept_out)
+    measured = measure(_runner(engine, bundle), material.kept_out, adapter)
     engine.close()
     return measured
 
 
-def _runner(engine: Engine, bundle: Bundle) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-    adapter = identity_adapter(bundle.manifest)
-    return lambda image: engine.infer({"image": image, "adapter": adapter})
+def _runner(engine: Engine, bundle: Bundle) -> Run:
+    identity = identity_adapter(bundle.manifest)
+    return lambda image, adapter: engine.infer(
+        {"image": image, "adapter": identity if adapter is None else adapter}
+    )
 
 
 def _check_out(out: Path) -> None:
@@ -225,6 +239,7 @@ def _identity(bundle: Bundle, material: Material, settings: ConsolidationSetting
         "model": sha256(bundle.file("model.onnx")),
         "student": sha256(bundle.file("student.safetensors")),
         "canary": sha256(bundle.file("canary.npz")),
+        "rehearsal": sha256(bundle.file(REHEARSAL)) if bundle.has(REHEARSAL) else None,
         "frames": material.digest,
         "settings": settings.model_dump(exclude={"checkpoint_every"}),
         "torch": torch.__version__,

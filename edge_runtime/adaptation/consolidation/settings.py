@@ -34,7 +34,7 @@ class ConsolidationSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    steps: int = Field(default=120, ge=1)
+    steps: int = Field(default=400, ge=1)
     place_frames: int = Field(default=1, ge=1)
     rehearsed_frames: int = Field(default=4, ge=1)
     crop: float = Field(default=0.75, gt=0, le=1)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
+from edge_runtime.adaptation.consolidation.material import REHEARSAL
 from edge_runtime.adaptation.consolidation.refold import refold
 from edge_runtime.adaptation.predictor import FILE
 from edge_runtime.adaptation.reference import FRAMES_KEY, Reference
@@ -66,6 +67,8 @@ def draft(bundle: Bundle, old: Student, new: Student, out: Path, note: dict[str,
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **canary)  # type: ignore[arg-type]
     files["canary.npz"] = buffer.getvalue()
+    if bundle.has(REHEARSAL):
+        files[REHEARSAL] = bundle.file(REHEARSAL)
     if bundle.has(FILE):  # the weights are near the old ones, and the guard judges what it says
         files[FILE] = bundle.file(FILE)
     if bundle.has("reference.safetensors"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_runtime.adaptation.consolidation.material import check_canary, class_weight
+from edge_runtime.adaptation.consolidation.material import class_weight, divided_canary
 from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.looks import Explanation, explain
 from edge_runtime.adaptation.reference import Reference
@@ -27,9 +27,7 @@ from edge_runtime.adaptation.strategies import Refined, Strategy, create_strateg
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
-from edge_runtime.selftest import load_canary
 
-_KEPT_OUT = 4  # every so many-th canary frame examines what was learnt from the others
 _CLEARLY = 0.04  # gain in the exam that speaks for an adapter by itself
 _KEPT = 30  # newest frames of a place that its looks are measured on
 _MOST_SCALE = 3.0  # of a channel, as in alignment
@@ -77,20 +75,17 @@ class TaughtAdapter(AdapterMethod):
             )
         self.collected, self.steps, self.pace = collected, steps, pace
         self.batch, self.lr = batch, lr
-        canary = load_canary(bundle)
-        self._images, masks = canary["images"], canary.get("masks")
-        check_canary(bundle, self._images, masks, canary.get("boxes"))
+        shown, kept = divided_canary(bundle)
         classes = len(bundle.manifest.classes.get("segmentation", []))
-        masks = masks if classes else None
+        masks, kept_masks = (part["masks"] if classes else None for part in (shown, kept))
         weights = None if masks is None else class_weight(bundle, masks, classes)
-        kept = np.arange(len(self._images)) % _KEPT_OUT == _KEPT_OUT - 1
+        self._images = np.concatenate([shown["images"], kept["images"]])
         self.reference = Reference.of(bundle)
         self._model = SourceModel(self.reference)
         self._threshold = source_threshold(self.reference)
         super().__init__(bundle, **options)
-        shown = None if masks is None else masks[~kept]
-        self.rehearsal = Rehearsal(self.student, self._images[~kept], shown, weights, crop)
-        self.exam = Exam(self.student, self._images[kept], None if masks is None else masks[kept])
+        self.rehearsal = Rehearsal(self.student, shown["images"], masks, weights, crop)
+        self.exam = Exam(self.student, kept["images"], kept_masks)
 
     def begin(self) -> None:
         self._place: deque[np.ndarray] = deque(maxlen=_KEPT)

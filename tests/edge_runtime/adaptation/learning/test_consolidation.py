@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -17,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
+from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
 from edge_runtime.adaptation.consolidation.selftraining import blended
 from edge_runtime.adaptation.network import load_student
@@ -30,7 +32,12 @@ from edge_runtime.perception import Perception
 
 QUICK = ConsolidationSettings(steps=12, checkpoint_every=4, place=0.5)
 LENIENT = AcceptanceLimits(
-    canary_miou=1.0, canary_boxes=1.0, agreement=1.0, classes=1.0, detections=1e9
+    canary_miou=1.0,
+    canary_boxes=1.0,
+    looks_gain=-1.0,
+    agreement=1.0,
+    classes=1.0,
+    detections=1e9,
 )
 
 
@@ -152,6 +159,58 @@ def test_what_is_ruined_is_not_written(
     assert not list(tmp_path.glob(".consolidating*"))
 
 
+def test_what_adapting_does_as_well_is_not_written(
+    student_bundle: Bundle, dim_world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "idle.bundle"
+    frames = str(dim_world.parent / "images")
+    with pytest.raises(NotAccepted, match="adapting does as much") as refused:
+        consolidate(student_bundle, frames, out, ConsolidationSettings(steps=1, lr=1e-9))
+    numbers = refused.value.verdict.numbers
+    assert not out.exists() and numbers["after"]["looks_miou"] <= numbers["before"]["looks_miou"]
+
+
+def test_frames_to_rehearse_are_learnt_from_and_the_whole_canary_judges(
+    student_bundle: Bundle, world: Path, dim_world: Path, tmp_path: Path
+) -> None:
+    listed = student_bundle.manifest.files
+    files: dict[str, bytes | Path] = {name: student_bundle.file(name) for name in listed}
+    fields = student_bundle.manifest.model_dump(exclude={"files", "schema_version"})
+    canary = dict(np.load(student_bundle.file("canary.npz")))
+    names = ("images", "masks", "boxes")
+    other = {name: np.concatenate([canary[name], canary[name][:4]]) for name in names}
+
+    def bundle_with(rehearsal: bytes, name: str) -> Bundle:
+        return create_bundle(tmp_path / name, fields, {**files, "rehearsal.npz": rehearsal})
+
+    def packed(**arrays: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    whole = bundle_with(packed(**other), "whole.bundle")
+    frames = dim_world.parent / "images"
+    material = read_material(whole, frames)
+    assert len(material.source) == 20 and len(material.kept_out.canary) == 16
+    assert len(read_material(student_bundle, frames).source) == 12
+    made = consolidate(
+        whole, frames, tmp_path / "n.bundle", ConsolidationSettings(steps=1), LENIENT
+    ).bundle
+    assert sha256(made.file("rehearsal.npz")) == sha256(whole.file("rehearsal.npz"))
+
+    for index, (content, said) in enumerate(
+        (
+            (packed(**other)[:-200], "rehearsal.npz: cannot be read"),
+            (packed(masks=other["masks"]), "holds no uint8 'images'"),
+            (packed(**{**other, "images": other["images"][:, ::2]}), "images are"),
+            (packed(**{**other, "masks": other["masks"][:3]}), "no usable labels 'masks'"),
+            (packed(images=np.array([{}], object)), "cannot be read"),
+        )
+    ):
+        with pytest.raises(BundleError, match=said):
+            read_material(bundle_with(content, f"{index}.bundle"), frames)
+
+
 def test_a_budget_ends_learning_early(
     student_bundle: Bundle, dim_world: Path, tmp_path: Path
 ) -> None:
@@ -199,8 +258,6 @@ def test_bad_input_is_named(student_bundle: Bundle, dim_world: Path, tmp_path: P
 
 
 def test_broken_frames_are_skipped(student_bundle: Bundle, dim_world: Path, tmp_path: Path) -> None:
-    from edge_runtime.adaptation.consolidation.material import read_material
-
     folder = tmp_path / "frames"
     shutil.copytree(dim_world.parent / "images", folder)
     (folder / "000.png").write_bytes((folder / "000.png").read_bytes()[:60])
