@@ -137,7 +137,8 @@ def test_the_command_teaches_resumes_and_is_used(
     assert summary["labelled"] and summary["frames"] == 15
     assert set(summary["probe"]) == {"as_trained", "adapted"}
     plain, adapted = known(taught, dim_world)
-    assert adapted > plain + 0.1
+    # Of what darkness costs; how much that is depends on the processor that trained the student.
+    assert plain < 0.9 and adapted > plain + 0.4 * (1 - plain)
     content = (taught.path / FILE).read_bytes()
     assert {p.name for p in out.iterdir()} >= {"checkpoint.pt", "metrics.csv", "summary.json"}
     code, _, said = command_line(main, *words, "--resume")

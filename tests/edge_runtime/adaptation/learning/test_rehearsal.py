@@ -169,7 +169,7 @@ def test_a_noisy_stream_is_refined_through_the_guard(
 
 
 def test_learning_apart_survives_a_kill(student_bundle: Bundle, scenes: np.ndarray) -> None:
-    options = {"collected": 3, "steps": 8, "pace": 1, "duty": 1.0}
+    options = {"collected": 3, "steps": 24, "pace": 1, "duty": 1.0}
     strategy = create_strategy("align+rehearsal", student_bundle, apart=True, **options)
     identity, killed = identity_adapter(student_bundle.manifest), False
     found: Refined | None = None
@@ -177,7 +177,7 @@ def test_learning_apart_survives_a_kill(student_bundle: Bundle, scenes: np.ndarr
     try:
         count = 0
         while found is None and time.monotonic() < deadline:
-            image = noisy(scenes[count % len(scenes)], count % 50, 60)
+            image = noisy(scenes[count % len(scenes)], count % 50)
             found = strategy.refine(Frame(image, 0, ""), identity)
             health = strategy.learning.worker.health
             if health.state in ("working", "resting") and not killed:
