@@ -16,11 +16,12 @@ import numpy as np
 from edge_runtime.adaptation.changes import Cusum
 from edge_runtime.adaptation.divergence import divergence
 from edge_runtime.adaptation.reference import Reference
-from edge_runtime.adaptation.source import WINDOW, SourceModel, pooled, source_threshold
+from edge_runtime.adaptation.source import WINDOW, SourceModel, pooled, source_thresholds
 from edge_runtime.errors import InputError
 
-_LIMIT = 4.0  # of the cumulative sum of log(score / threshold)
-_MOST = 1.0  # a frame at e times the threshold, or further, counts so much
+_MOST = 1.6  # of log(score / threshold): a frame at five times the threshold or further counts so
+_LIMIT = 2 * _MOST  # of the cumulative sum of that: two frames are no shift, three far ones are
+_JUMP = 1.5  # in log score over threshold, between frames of home and of elsewhere
 _MOVED = 1.0  # of that sum: what comes back from beyond was a change of scene
 _RETURN = 0.0  # slack on the way back, in units of log(score / threshold)
 
@@ -75,15 +76,18 @@ class DriftMonitor:
             raise InputError(f"window is {window} frames, expected at least 1")
         self.reference, self.window = reference, window
         self.source = SourceModel(reference, window)
-        self.threshold = source_threshold(reference, window) if threshold is None else threshold
+        usual = source_thresholds(reference, window)
+        self.threshold = float(usual[-1]) if threshold is None else threshold
         if not self.threshold > 0:
             raise InputError(f"threshold is {self.threshold}, expected above 0")
+        self._thresholds = self.threshold * np.maximum(usual / usual[-1], 1.0)
         self.reset()
 
     def reset(self) -> None:
         """Start anew, in the normal state."""
         self._frames: deque[np.ndarray] = deque(maxlen=self.window)
         self._leave, self._return = Cusum(0.0, _LIMIT, _MOST), Cusum(_RETURN, _LIMIT, _MOST)
+        self._excess: float | None = None
         self._state: Literal["normal", "shifted"] = "normal"
         self._since = 0
         self._moved = False
@@ -96,16 +100,41 @@ class DriftMonitor:
         """
         if not np.isfinite(statistics).all():
             raise InputError("statistics are not finite; the frame is a fault, not a drift")
-        self._frames.append(np.asarray(statistics, np.float32))
+        newest = np.asarray(statistics, np.float32)
+        self._begin_anew(newest)
+        self._frames.append(newest)
         means, variances = self.reference.split(np.stack(self._frames))
         mean, var = pooled(means, variances)
         each = divergence(mean, var, self.reference.mean, self.reference.var)
         per_point = {name: float(each[part].mean()) for name, part in self.reference.slices.items()}
         first = self.reference.first
-        score = self.source.distance(self.source.features_of(mean[first], var[first]))
-        event = self._judge(math.log(max(score, 1e-6) / self.threshold))
+        score = self._distance(mean[first], var[first])
+        self._excess = self._above(score, len(self._frames))
+        event = self._judge(self._excess)
         about = event, mean[first], var[first], self._moved or self._state == "shifted"
         return Drift(score, per_point, self._state, self._since, *about)
+
+    def _distance(self, mean: np.ndarray, var: np.ndarray) -> float:
+        return self.source.distance(self.source.features_of(mean, var))
+
+    def _above(self, score: float, frames: int) -> float:
+        """Log score of a window of so many frames, above its threshold."""
+        return math.log(max(score, 1e-6) / self._thresholds[frames - 1])
+
+    def _begin_anew(self, newest: np.ndarray) -> None:
+        """Empty the window where a frame is of home and those in it are far away, or likewise.
+
+        Pooled with them it would tell of neither: a change would be seen late, a single frame that
+        is out of the ordinary for as long as the window holds it.
+        """
+        if self._excess is None:
+            return
+        mean, var = self.reference.split(newest)
+        alone = self._above(
+            self._distance(mean[self.reference.first], var[self.reference.first]), 1
+        )
+        if (alone > 0) != (self._excess > 0) and abs(alone - self._excess) > _JUMP:
+            self._frames.clear()
 
     def _judge(self, excess: float) -> Literal["shift", "return", "scene change"] | None:
         """Advance the state by one frame whose log score is `excess` above the threshold."""

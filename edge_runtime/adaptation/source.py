@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -86,16 +87,7 @@ def source_scores(reference: Reference, window: int = WINDOW) -> np.ndarray:
     Returns:
         float64 [M], one a window.
     """
-    whole = SourceModel(reference, window)  # says what is wrong with the frames, if anything is
-    assert reference.frames is not None
-    mean, var = whole._first(reference, reference.frames)
-    count = len(mean)
-    scores = []
-    for block in np.array_split(np.arange(count), min(_BLOCKS, count // 2)):
-        rest = SourceModel(reference, window, np.setdiff1d(np.arange(count), block))
-        for chosen in _windows(block, min(window, len(block))):
-            scores.append(rest.distance(rest.features(mean[chosen], var[chosen])))
-    return np.array(scores)
+    return _scores(reference, window, [window])[0]
 
 
 def source_threshold(
@@ -112,9 +104,38 @@ def source_threshold(
         window: Frames in a window.
         false_alarm_rate: Share of source windows above the threshold, between 0 and 0.5.
     """
+    return _quantile(source_scores(reference, window), false_alarm_rate)
+
+
+def source_thresholds(
+    reference: Reference, window: int = WINDOW, false_alarm_rate: float = FALSE_ALARM_RATE
+) -> np.ndarray:
+    """`source_threshold` of windows of one frame, of two and so on, float64 [window].
+
+    Few frames differ more from the source's windows than many do, and that is no drift.
+    """
+    scores = _scores(reference, window, range(1, window + 1))
+    return np.array([_quantile(found, false_alarm_rate) for found in scores])
+
+
+def _scores(reference: Reference, window: int, lengths: Sequence[int]) -> list[np.ndarray]:
+    whole = SourceModel(reference, window)  # says what is wrong with the frames, if anything is
+    assert reference.frames is not None
+    mean, var = whole._first(reference, reference.frames)
+    count = len(mean)
+    scores: list[list[float]] = [[] for _ in lengths]
+    for block in np.array_split(np.arange(count), min(_BLOCKS, count // 2)):
+        rest = SourceModel(reference, window, np.setdiff1d(np.arange(count), block))
+        for length, found in zip(lengths, scores, strict=True):
+            for chosen in _windows(block, min(length, len(block))):
+                found.append(rest.distance(rest.features(mean[chosen], var[chosen])))
+    return [np.array(found) for found in scores]
+
+
+def _quantile(scores: np.ndarray, false_alarm_rate: float) -> float:
     if not 0 < false_alarm_rate < 0.5:
         raise InputError(f"false_alarm_rate is {false_alarm_rate}, expected between 0 and 0.5")
-    logs = np.log(np.maximum(source_scores(reference, window), 1e-6))
+    logs = np.log(np.maximum(scores, 1e-6))
     spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
     return math.exp(np.median(logs) + NormalDist().inv_cdf(1 - false_alarm_rate) * spread)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,8 +44,8 @@ class Trial:
     """A candidate on its way to the guard, by a few forward passes a frame.
 
     The strategy finds it in closed loop on the newest of the held frames; one that predicts does so
-    from all of them, without a pass. Then it is perceived on all of those held by then, whose
-    results under the adapter in use exist already.
+    without a pass, from all but the last of the frames it is judged on. It is perceived on these as
+    they come; their results under the adapter in use exist already.
 
     Args:
         strategy: As reset as it should start.
@@ -79,6 +79,7 @@ class Trial:
         self.outcomes: tuple[Outcome, Outcome] | None = None
         self.done, self.age = False, 0
         self._held, self._wanted = held, wanted
+        self._judged = list(held)[-wanted:]
         self._drift: Drift | None = None
         self._passes = self._run()
 
@@ -92,6 +93,8 @@ class Trial:
         # A candidate is sought before the shift is declared, so that it is there when it is.
         self._drift = replace(drift, state="shifted")
         self.age += 1
+        new = [pair for pair in self._held if not any(pair is known for known in self._judged)]
+        self._judged += new[: self._wanted - len(self._judged)]
         for _ in range(passes + (self.age == 1)):
             if next(self._passes, None) is None:
                 self.done = True
@@ -100,34 +103,41 @@ class Trial:
 
     def _run(self) -> Iterator[bool]:
         """Yields before each forward pass, and where frames are waited for."""
-        predict = getattr(self.strategy, "predict", None)
+        predict, told = getattr(self.strategy, "predict", None), 0
         if self._given is None and predict is None:
             yield from self._rehearse()
             if self.candidate is self.current:
                 return
-        while len(self._held) < self._wanted:
-            yield False
-        if self._given is None and predict is not None:
-            for frame, _ in list(self._held):
-                self.candidate = predict(frame)
+        elif self._given is None:
+            told = max(1, self._wanted - 1)
         now: list[Evidence] = []
         then: list[Evidence] = []
-        for index, (frame, result) in enumerate(list(self._held)):
-            yield True
-            found = self.probe(frame, self.candidate)
-            for adapter, of, into in ((self.current, result, now), (self.candidate, found, then)):
-                mirrored = None
-                if index < _MIRRORED:
-                    yield True
-                    mirrored = self._mirrored(frame, adapter)
-                into.append(self.guard.evidence(of, mirrored, frame))
+        for index in range(self._wanted):
+            while len(self._judged) <= index:
+                yield False
+            frame, result = self._judged[index]
+            now.append((yield from self._evidence(index, self.current, result)))
+            if predict is not None and index < told:
+                self.candidate = predict(frame)
+            while index + 1 >= told and len(then) <= index:
+                then.append((yield from self._evidence(len(then), self.candidate)))
         self.outcomes = (
             self.guard.outcome(self.current, now),
             self.guard.outcome(self.candidate, then),
         )
 
-    def _mirrored(self, frame: Frame, adapter: np.ndarray) -> Result:
-        return mirror_pass(lambda turned: self.probe(turned, adapter), frame)
+    def _evidence(
+        self, index: int, adapter: np.ndarray, result: Result | None = None
+    ) -> Generator[bool, None, Evidence]:
+        """What a judged frame says under an adapter; its result, if it is known already."""
+        frame, mirrored = self._judged[index][0], None
+        if result is None:
+            yield True
+            result = self.probe(frame, adapter)
+        if index < _MIRRORED:
+            yield True
+            mirrored = mirror_pass(lambda turned: self.probe(turned, adapter), frame)
+        return self.guard.evidence(result, mirrored, frame)
 
     def _rehearse(self) -> Iterator[bool]:
         frame, result = self._held[-1]

@@ -160,8 +160,8 @@ def test_a_noisy_stream_is_refined_through_the_guard(
     quick = {"collected": 4, "steps": 24, "pace": 24}
     learner = Learner(student_bundle, "align+rehearsal", threshold=0.5, **quick)
     stream = Adapting(perception, learner)
-    for index in range(60):
-        stream(Frame(noisy(scenes[index % len(scenes)], index, 40), index, ""))
+    for index in range(100):
+        stream(Frame(noisy(scenes[index % len(scenes)], index, 80), index, ""))
     happened = [what for _, what in stream.trace.events]
     assert "promoted" in happened and {"refined", "not refined"} & set(happened)
     if "refined" in happened:
