@@ -1,8 +1,11 @@
 """Whether a consolidated network may be used: what it still knows, and how it took to the place.
 
 Judged on frames that were kept out of learning: labelled ones of the canary, where nothing may be
-lost, painted in the looks of the place they must be known better than an adapter makes the old
-network know them, and unlabelled ones of the place, where nothing may fall apart.
+lost, and in the looks of the place they must be known better than before; and unlabelled ones of
+the place, of which the network must say more alike of mirror images, and where nothing may fall
+apart. Before and after count with the adapter that alignment finds, where that is better: what
+adapting does as well is no reason to change weights. Looks alone do not suffice as evidence: they
+are painted by what was measured of the place, and that is not all there is to it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,11 @@ class AcceptanceLimits(Spec):
         canary_boxes: Share of the canary's objects found; one object may always be lost.
         looks_gain: Least rise of the mean IoU on the canary in the looks of the place, with the
             adapter that alignment finds or without, whichever is better: before as after.
-        agreement: Share of a place's pixels alike in a frame and its mirror image.
+        agreement: Share of a place's pixels that are alike in a frame and its mirror image, with
+            the adapter or without likewise.
+        agreement_gain: Least rise of that share, the same that a promotion takes, but no further
+            than `agreement_enough`.
+        agreement_enough: The share above which mirror images have no more to tell.
         classes: Jensen-Shannon distance between the class histograms before and after, 0 to 1.
         detections: Factor by which objects a frame of the place may differ from those of the
             canary; more only if they differed as much before.
@@ -50,6 +57,8 @@ class AcceptanceLimits(Spec):
     canary_boxes: float = 0.05
     looks_gain: float = 0.0
     agreement: float = 0.02
+    agreement_gain: float = 0.01
+    agreement_enough: float = 0.95
     classes: float = 0.35
     detections: float = 3.0
 
@@ -63,7 +72,8 @@ class Measured:
         canary_boxes: Share of the canary's objects found.
         canary_objects: Number of the canary's objects.
         looks_miou: Mean IoU on the canary in the looks of the place, with or without an adapter.
-        agreement: Share of the place's pixels alike in a frame and its mirror image.
+        agreement: Share of the place's pixels alike in a frame and its mirror image, with or
+            without an adapter.
         histogram: float64 [classes], share of the place's pixels by class.
         detections: Objects found a frame of the place.
         canary_detections: The same of the canary.
@@ -137,13 +147,11 @@ def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Mea
             hits, objects = hits + one, objects + all_
         if "scores" in outputs:
             usual.append(_objects(outputs))
-    agreements, shares, found = [], [], []
+    shares, found = [], []
     for image in frames.place:
-        outputs = {name: values.copy() for name, values in run(image[None], None).items()}
-        mirrored = run(np.ascontiguousarray(image[None, :, ::-1]), None)
+        outputs = run(image[None], None)
         finite &= _finite(outputs)
         if "mask" in outputs:
-            agreements.append(float((outputs["mask"] == mirrored["mask"][:, ::-1]).mean()))
             shares.append(class_shares(outputs["mask"], frames.classes))
         if "scores" in outputs:
             found.append(_objects(outputs))
@@ -152,7 +160,7 @@ def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Mea
         canary_boxes=hits / objects if objects else None,
         canary_objects=objects,
         looks_miou=_known_in_looks(run, frames, adapter),
-        agreement=float(np.mean(agreements)) if agreements else None,
+        agreement=_agreement(run, frames, adapter) if shares else None,
         histogram=np.mean(shares, axis=0) if shares else None,
         detections=float(np.mean(found)) if found else None,
         canary_detections=float(np.mean(usual)) if usual else None,
@@ -165,12 +173,30 @@ def _known_in_looks(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> fl
     if frames.painted is None or frames.masks is None:
         return None
     found = []
-    for given in (None, adapter) if adapter is not None else (None,):
+    for given in _known(adapter):
         matrix = np.zeros((frames.classes, frames.classes), np.int64)
         for image, mask in zip(frames.painted, frames.masks, strict=True):
             matrix += _confusion(run(image[None], given)["mask"], mask, frames.classes)
         found.append(miou(matrix) if matrix.any() else 0.0)
     return max(found)
+
+
+def _agreement(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float:
+    """Share of pixels alike in frames of the place and their mirror images, likewise."""
+    found = []
+    for given in _known(adapter):
+        alike = []
+        for image in frames.place:
+            mask = run(image[None], given)["mask"].copy()
+            mirrored = run(np.ascontiguousarray(image[None, :, ::-1]), given)["mask"]
+            alike.append(float((mask == mirrored[:, ::-1]).mean()))
+        found.append(float(np.mean(alike)))
+    return max(found)
+
+
+def _known(adapter: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """The identity, as None, and the adapter if there is one."""
+    return (None,) if adapter is None else (None, adapter)
 
 
 def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdict:
@@ -179,7 +205,6 @@ def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdic
     for name, what in (
         ("canary_miou", "the canary's mean IoU"),
         ("canary_boxes", "the share of the canary's objects found"),
-        ("agreement", "agreement with mirror images at the place"),
     ):
         old, new, most = getattr(before, name), getattr(after, name), getattr(limits, name)
         if name == "canary_boxes" and before.canary_objects:
@@ -193,6 +218,16 @@ def judge(before: Measured, after: Measured, limits: AcceptanceLimits) -> Verdic
             f"in the looks of the place the canary's mean IoU would be {new:.3f} and is {old:.3f} "
             "with the adapter that alignment finds, if that is better: adapting does as much"
         )
+    old, new = before.agreement, after.agreement
+    if old is not None:
+        asked = min(old + limits.agreement_gain, limits.agreement_enough)
+        least = max(old - limits.agreement, asked)
+        if new is None or not new >= least:
+            said = "nothing" if new is None else f"{new:.1%}"
+            against.append(
+                f"at the place mirror images would agree on {said} and do on {old:.1%}, with the "
+                f"adapter that alignment finds if that is better; expected at least {least:.1%}"
+            )
     if before.histogram is not None and after.histogram is not None:
         far = histogram_distance(before.histogram, after.histogram)
         if not far <= limits.classes:

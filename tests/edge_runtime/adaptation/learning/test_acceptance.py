@@ -1,0 +1,57 @@
+"""What a consolidated network has to show, number by number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge_runtime.adaptation.consolidation.acceptance import AcceptanceLimits, Measured, judge
+
+OLD = Measured(
+    canary_miou=0.7,
+    canary_boxes=0.6,
+    canary_objects=40,
+    looks_miou=0.4,
+    agreement=0.90,
+    histogram=np.array([0.5, 0.3, 0.2]),
+    detections=3.0,
+    canary_detections=3.0,
+    finite=True,
+)
+NEW = replace(OLD, looks_miou=0.45, agreement=0.93)
+
+
+def test_better_at_the_place_and_as_good_at_home_is_accepted() -> None:
+    verdict = judge(OLD, NEW, AcceptanceLimits())
+    assert verdict.accepted and not verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"canary_miou": 0.67}, "the canary's mean IoU"),
+        ({"canary_boxes": 0.5}, "objects found"),
+        ({"looks_miou": 0.39}, "adapting does as much"),
+        ({"agreement": 0.905}, "expected at least 91.0%"),
+        ({"agreement": None}, "agree on nothing"),
+        ({"agreement": float("nan")}, "expected at least 91.0%"),
+        ({"histogram": np.array([0.0, 0.0, 1.0])}, "class"),
+        ({"detections": 30.0}, "objects"),
+        ({"finite": False}, "not finite"),
+    ],
+)
+def test_one_thing_against_it_is_enough(changed: dict, said: str) -> None:
+    verdict = judge(OLD, replace(NEW, **changed), AcceptanceLimits())
+    assert not verdict.accepted and len(verdict.reasons) == 1
+    assert said in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "least"), [(0.80, 0.81), (0.945, 0.95), (0.96, 0.95), (0.99, 0.97)]
+)
+def test_mirror_images_that_agree_already_need_not_agree_more(old: float, least: float) -> None:
+    before = replace(OLD, agreement=old)
+    assert judge(before, replace(NEW, agreement=least + 1e-6), AcceptanceLimits()).accepted
+    assert not judge(before, replace(NEW, agreement=least - 1e-3), AcceptanceLimits()).accepted
