@@ -308,3 +308,31 @@ def test_priorities_hold_for_every_thread(name: str, nice: int, policy: int) -> 
     assert done.returncode == 0, done.stderr
     expected = max(nice, os.getpriority(os.PRIO_PROCESS, 0)), policy
     assert done.stdout.splitlines()[-1] == str({expected})
+
+
+def test_a_process_that_gets_no_time_knows() -> None:
+    """Beside one that never rests, on the same core."""
+    busy = "import os; os.sched_setaffinity(0, {CORE})\nwhile True: pass\n"
+    idle = (
+        "import os, time; os.sched_setaffinity(0, {CORE})\n"
+        "from fieldsight.background import ProcessorShare, set_priority\n"
+        "share = ProcessorShare()\n"
+        "assert share() is None\n"
+        "set_priority('low')\n"
+        "while share() is None: pass\n"
+        "print(share())\n"
+    )
+    core = str(max(os.sched_getaffinity(0)))
+    other = subprocess.Popen([sys.executable, "-c", busy.replace("CORE", core)])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", idle.replace("CORE", core)],
+            capture_output=True,
+            text=True,
+            cwd=PACKAGE,
+        )
+    finally:
+        other.kill()
+        other.wait()
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout) < 0.3

@@ -12,6 +12,7 @@ from fieldsight.learning import Learning
 from fieldsight.state_folder import Problems
 
 _QUIET_S = 5.0  # without a frame to learn from, that is what is said
+_STARVED = 0.1  # of the processor time that the node could use; with less it learns too late
 _DECISIONS = ("judge", "alarm", "rollback", "reset")
 _COUNTS = ("rejected", "other_adapter", "late", "unstamped", "skipped", "errors")
 # Names of events of the learner, by what people ask for.
@@ -30,6 +31,7 @@ def diagnostic_status(
     learning: Learning,
     counters: Counters,
     problems: Problems,
+    processor_share: float | None,
 ) -> DiagnosticStatus:
     """One status with state, drift, the last decision, and every count.
 
@@ -39,12 +41,15 @@ def diagnostic_status(
         learning: What is reported about.
         counters: Of frames that were not learnt from.
         problems: With writing.
+        processor_share: Of the time that the node could use, 0 to 1; None if it is not known.
     """
     status = DiagnosticStatus(name=f"{name}: adaptation", hardware_id=settings["bundle"])
-    status.level, status.message = _health(learning, problems)
+    status.level, status.message = _health(learning, problems, processor_share)
     learner = learning.learner
     happened = learner.counters.snapshot()
     values: dict[str, Any] = {"state": _state(learning), **settings}
+    if processor_share is not None:
+        values["processor_share"] = processor_share
     values["frozen"] = learning.frozen
     values["adapter"] = learning.digest
     values["as_trained"] = learning.digest == learning.identity
@@ -75,13 +80,15 @@ def _state(learning: Learning) -> str:
     return "adapted" if learning.learner.adapted else last.drift.state
 
 
-def _health(learning: Learning, problems: Problems) -> tuple[bytes, str]:
+def _health(learning: Learning, problems: Problems, share: float | None) -> tuple[bytes, str]:
     """Level and message; what matters most comes first."""
     last = learning.last
     warnings = {
         f"not stored: {problems.last}": bool(problems.last),
         "perception does not use the adapter that was given": learning.ignored,
         f"camera: {last.fault if last else ''}": last is not None and last.fault is not None,
+        f"gets {share or 0:.1%} of the processor time that it could use, and learns late; leave a "
+        "core to it or raise its priority": share is not None and share < _STARVED,
     }
     if learning.error:
         return DiagnosticStatus.ERROR, learning.error

@@ -25,7 +25,7 @@ from edge_runtime import InputError, Perception
 from edge_runtime.telemetry import Counters, Health
 from fieldsight import adapter_parameters as parameters
 from fieldsight.adapter_monitor import diagnostic_status
-from fieldsight.background import set_priority
+from fieldsight.background import ProcessorShare, set_priority
 from fieldsight.camera_info import CameraInfoListener
 from fieldsight.intake import Intake
 from fieldsight.learning import Learning
@@ -130,6 +130,7 @@ class AdapterNode(Node):
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(Trigger, "~/snapshot", self._on_snapshot)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._processor_share = ProcessorShare()
         self.create_timer(1.0, self._publish_diagnostics)
 
     # Frames
@@ -194,7 +195,12 @@ class AdapterNode(Node):
     def _publish_diagnostics(self) -> None:
         name = self.get_fully_qualified_name()
         status = diagnostic_status(
-            name, self._settings, self.learning, self._counters, self._folder.problems
+            name,
+            self._settings,
+            self.learning,
+            self._counters,
+            self._folder.problems,
+            self._processor_share(),
         )
         header = Header(stamp=self.get_clock().now().to_msg())
         self._diagnostics.publish(DiagnosticArray(header=header, status=[status]))
