@@ -34,9 +34,9 @@ def test_better_at_the_place_and_as_good_at_home_is_accepted() -> None:
         ({"canary_miou": 0.67}, "the canary's mean IoU"),
         ({"canary_boxes": 0.5}, "objects found"),
         ({"looks_miou": 0.39}, "adapting does as much"),
-        ({"agreement": 0.905}, "expected at least 91.0%"),
-        ({"agreement": None}, "agree on nothing"),
-        ({"agreement": float("nan")}, "expected at least 91.0%"),
+        ({"agreement": 0.87}, "agreement with mirror images"),
+        ({"agreement": None}, "agreement with mirror images"),
+        ({"agreement": float("nan")}, "agreement with mirror images"),
         ({"histogram": np.array([0.0, 0.0, 1.0])}, "class"),
         ({"detections": 30.0}, "objects"),
         ({"finite": False}, "not finite"),
@@ -46,12 +46,3 @@ def test_one_thing_against_it_is_enough(changed: dict, said: str) -> None:
     verdict = judge(OLD, replace(NEW, **changed), AcceptanceLimits())
     assert not verdict.accepted and len(verdict.reasons) == 1
     assert said in verdict.reasons[0]
-
-
-@pytest.mark.parametrize(
-    ("old", "least"), [(0.80, 0.81), (0.945, 0.95), (0.96, 0.95), (0.99, 0.97)]
-)
-def test_mirror_images_that_agree_already_need_not_agree_more(old: float, least: float) -> None:
-    before = replace(OLD, agreement=old)
-    assert judge(before, replace(NEW, agreement=least + 1e-6), AcceptanceLimits()).accepted
-    assert not judge(before, replace(NEW, agreement=least - 1e-3), AcceptanceLimits()).accepted

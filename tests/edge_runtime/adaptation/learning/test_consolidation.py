@@ -36,7 +36,6 @@ LENIENT = AcceptanceLimits(
     canary_boxes=1.0,
     looks_gain=-1.0,
     agreement=1.0,
-    agreement_gain=-1.0,
     classes=1.0,
     detections=1e9,
 )
