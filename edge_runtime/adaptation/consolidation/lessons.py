@@ -11,7 +11,7 @@ from torch import Tensor
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
 from edge_runtime.adaptation.network import combine, row
-from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Rehearsal, predict
+from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Look, Rehearsal, predict
 from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.student import Student
@@ -76,10 +76,16 @@ class Curriculum:
             drawn.append(replace(lesson, image=self.disturb(lesson.image, rng)))
         return drawn
 
-    def of_source(self, rng: np.random.Generator) -> list[Lesson]:
-        """Views of canary frames, all but the first in the looks of the place."""
-        looks = [None, *[self._styled] * (self.settings.rehearsed_frames - 1)]
-        drawn = [self.rehearsal.draw(rng, look) for look in looks]
+    def of_home(self, rng: np.random.Generator) -> list[Lesson]:
+        """Views of labelled source frames."""
+        return self._of_source(rng, self.settings.clean_frames, None)
+
+    def of_looks(self, rng: np.random.Generator) -> list[Lesson]:
+        """Views of labelled source frames in the looks of the place."""
+        return self._of_source(rng, self.settings.rehearsed_frames, self._styled)
+
+    def _of_source(self, rng: np.random.Generator, count: int, look: Look | None) -> list[Lesson]:
+        drawn = [self.rehearsal.draw(rng, look) for _ in range(count)]
         return [replace(lesson, image=self.disturb(lesson.image, rng)) for lesson in drawn]
 
     def _styled(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -56,14 +56,15 @@ class SelfTraining:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        source = self.curriculum.of_source(rng)
-        place = self.curriculum.of_place(self.teacher, rng) if self.settings.place else []
-        # With the place's adapter or without, so that the result leans on neither.
-        adapter = self.curriculum.adapter if rng.random() < 0.5 else None
-        losses, weights = {}, (self.settings.features, self.settings.detection)
+        settings, curriculum = self.settings, self.curriculum
+        home, looks = curriculum.of_home(rng), curriculum.of_looks(rng)
+        place = curriculum.of_place(self.teacher, rng) if settings.place else []
+        # The place is learnt under its adapter: what tells it from home leaves home alone.
+        losses, weights = {}, (settings.features, settings.detection)
         for name, weight, lessons, under in (
-            ("place", self.settings.place, place, adapter),
-            ("rehearsal", self.settings.rehearsal, source, None),
+            ("place", settings.place, place, curriculum.adapter),
+            ("home", settings.rehearsal, home, None),
+            ("looks", settings.rehearsal, looks, curriculum.adapter),
         ):
             if not lessons:
                 continue

@@ -11,7 +11,10 @@ class ConsolidationSettings(BaseModel):
     Attributes:
         steps: Steps of the optimiser.
         place_frames: Frames of the memory in a batch.
-        rehearsed_frames: Canary frames in a batch: one as it is, the others in the place's looks.
+        rehearsed_frames: Labelled source frames in a batch in the place's looks, under the adapter
+            that alignment finds there.
+        clean_frames: Labelled source frames in a batch as they are and without an adapter, so that
+            home is kept.
         crop: Share of each side that a student's view keeps.
         lr: Peak learning rate of AdamW.
         ema: Of the teacher's weights, a step.
@@ -27,21 +30,22 @@ class ConsolidationSettings(BaseModel):
         detection: Weight of score and box consistency.
         place: Weight of self-training on the place. Zero unless asked for: on CamVid's dusk it cost
             more than it gained, see docs/adaptation.md. The place's looks are learnt all the same.
-        rehearsal: Weight of the canary.
+        rehearsal: Weight of the labelled source frames.
         checkpoint_every: Steps between checkpoints.
         threads: CPU threads of torch; part of what makes a resumed run give the same result.
         seed: Of everything random.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=800, ge=1)
     place_frames: int = Field(default=1, ge=1)
-    rehearsed_frames: int = Field(default=4, ge=1)
+    rehearsed_frames: int = Field(default=3, ge=1)
+    clean_frames: int = Field(default=2, ge=1)
     crop: float = Field(default=0.75, gt=0, le=1)
     lr: float = Field(default=1e-4, gt=0)
     ema: float = Field(default=0.98, ge=0, lt=1)
     anchor: float = Field(default=1.0, ge=0)
-    blend: float = Field(default=0.6, gt=0, le=1)
+    blend: float = Field(default=0.85, gt=0, le=1)
     kept: float = Field(default=0.4, gt=0, le=1)
     mixed: float = Field(default=0.5, ge=0, le=1)
     features: float = Field(default=0.5, ge=0)

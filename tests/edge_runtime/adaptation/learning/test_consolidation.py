@@ -18,11 +18,12 @@ import torch
 from typer.testing import CliRunner
 
 from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
+from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
 from edge_runtime.adaptation.consolidation.selftraining import blended
 from edge_runtime.adaptation.network import load_student
-from edge_runtime.bundle import Bundle, create_bundle, open_bundle
+from edge_runtime.bundle import Bundle, create_bundle, identity_adapter, open_bundle
 from edge_runtime.cli import app
 from edge_runtime.datasets import load_dataset
 from edge_runtime.errors import BundleError, InputError
@@ -68,6 +69,25 @@ def test_it_learns_a_place_without_labels_and_keeps_the_source(
     assert miou(bundle, dim_world) > miou(student_bundle, dim_world) + 0.10
     assert miou(bundle, world) > miou(student_bundle, world) - 0.06
     assert report["after"]["agreement"] > report["before"]["agreement"] - 0.02
+
+
+def test_a_batch_has_frames_as_they_are_and_in_the_looks_of_the_place(
+    student_bundle: Bundle, dim_world: Path
+) -> None:
+    """Averaged over batches, since single views are disturbed."""
+    material = read_material(student_bundle, str(dim_world.parent / "images"))
+    settings = ConsolidationSettings(clean_frames=2, rehearsed_frames=3)
+    taken = material.place, identity_adapter(student_bundle.manifest), material.source
+    lessons = Lessons(*taken, material.masks, material.class_weight)
+    curriculum = Curriculum(load_student(student_bundle), lessons, settings)
+    rng = np.random.default_rng(0)
+    batches = [curriculum.of_home(rng) + curriculum.of_looks(rng) for _ in range(20)]
+    light = np.mean([[lesson.image.mean() for lesson in batch] for batch in batches], 0)
+    home, place = material.source.mean(), material.place.mean()
+    middle = (home + place) / 2
+    assert light.shape == (5,) and place < 0.5 * home
+    assert (light[:2] > middle).all() and (light[2:] < light[:2].min()).all()
+    np.testing.assert_allclose(light[:2], home, rtol=0.1)
 
 
 def test_the_blend_lies_between_the_trained_weights_and_the_learnt_ones(
