@@ -21,7 +21,7 @@ from edge_runtime.adaptation.consolidation import AcceptanceLimits, Consolidatio
 from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
-from edge_runtime.adaptation.consolidation.selftraining import blended
+from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
 from edge_runtime.adaptation.network import load_student
 from edge_runtime.bundle import Bundle, create_bundle, identity_adapter, open_bundle
 from edge_runtime.cli import app
@@ -88,6 +88,22 @@ def test_a_batch_has_frames_as_they_are_and_in_the_looks_of_the_place(
     assert light.shape == (5,) and place < 0.5 * home
     assert (light[:2] > middle).all() and (light[2:] < light[:2].min()).all()
     np.testing.assert_allclose(light[:2], home, rtol=0.1)
+
+
+def test_the_place_is_learnt_under_its_adapter_and_home_without(
+    student_bundle: Bundle, dim_world: Path
+) -> None:
+    material = read_material(student_bundle, str(dim_world.parent / "images"))
+    student, identity = load_student(student_bundle), identity_adapter(student_bundle.manifest)
+    losses = []
+    for adapter in (identity, 0.5 * identity):
+        lessons = Lessons(
+            material.place, adapter, material.source, material.masks, material.class_weight
+        )
+        losses.append(SelfTraining(student, lessons, ConsolidationSettings()).advance())
+    plain, under = losses
+    assert under["home.segmentation"] == plain["home.segmentation"]
+    assert abs(under["looks.segmentation"] - plain["looks.segmentation"]) > 1e-3
 
 
 def test_the_blend_lies_between_the_trained_weights_and_the_learnt_ones(
