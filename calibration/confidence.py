@@ -21,8 +21,11 @@ _TINY = 1e-6
 _PIXELS = 5_000  # of one frame that enter the fit
 _HIT_IOU = 0.5
 _LEAST_SCORE = 0.05  # detections below are never shown, and would drown the others
-# Per head: the output that is a confidence, and the operator that makes it out of logits.
-_HEADS = {"detection": ("scores", "Sigmoid"), "segmentation": ("mask_confidence", "Softmax")}
+# Per head: the output that is a confidence, and the operators that may make it out of logits.
+_HEADS = {
+    "detection": ("scores", {"Sigmoid"}),
+    "segmentation": ("mask_confidence", {"Exp", "Softmax"}),  # Exp: of logits below the largest
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +165,9 @@ def set_temperature(model: ModelProto, task: str, temperature: float) -> ModelPr
 
 def _head(model: ModelProto, task: str) -> NodeProto:
     """The node that turns a head's logits into confidences."""
-    output, operator = _HEADS[task]
+    output, operators = _HEADS[task]
     makers = {name: node for node in model.graph.node for name in node.output}
     node = makers[output]
-    while node.op_type != operator:
+    while node.op_type not in operators:
         node = makers[node.input[0]]
     return node

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from calibration.confidence import (
     Predictions,
@@ -13,9 +14,11 @@ from calibration.confidence import (
     fit_temperature,
     set_temperature,
 )
-from calibration.network import open_session
+from calibration.network import expose, open_session
+from distill.graph import identity, write_onnx
 from edge_runtime.bundle import Bundle, identity_adapter
 from edge_runtime.datasets import load_dataset
+from edge_runtime.student import Student
 
 
 def test_calibration_error_of_known_cases() -> None:
@@ -60,6 +63,31 @@ def test_a_temperature_changes_confidence_and_nothing_else(bundle: Bundle, block
     assert warm_out["scores"] == pytest.approx(1 / (1 + np.exp(-odds / 2)), abs=1e-4)
     for name in ("boxes", "labels", "mask", "statistics"):
         assert (cold_out[name] == warm_out[name]).all(), name
+
+
+def test_a_masks_confidence_is_the_largest_softmax_value_and_can_be_tempered(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    student = Student("mobilenetv4_conv_small", {"segmentation": 5}).eval()
+    with torch.no_grad():
+        for last in student.heads["segmentation"].parameters():
+            last.mul_(3)  # logits far enough apart to tell temperatures
+    write_onnx(student, (96, 128), tmp_path / "model.onnx", mask_confidence=True)
+    model = onnx.load(tmp_path / "model.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), np.uint8)
+    inputs = {"image": image, "adapter": identity(student).numpy()}
+    resized = [node.output[0] for node in model.graph.node if node.op_type == "Resize"][-1]
+    logits, found = open_session(expose(model, [resized, "mask_confidence"])).run(
+        [resized, "mask_confidence"], inputs
+    )
+    assert logits.shape == (1, 5, 48, 64)
+    assert np.ptp(found) > 0.05
+    for temperature in (1.0, 2.0):
+        warm = set_temperature(model, "segmentation", temperature)
+        expected = torch.from_numpy(logits / temperature).softmax(1).amax(1)[0].numpy()
+        (told,) = open_session(warm).run(["mask_confidence"], inputs)
+        np.testing.assert_allclose(told, expected, atol=1e-5)
 
 
 def test_predictions_are_judged_by_the_labels(bundle: Bundle, blocks: Path) -> None:
