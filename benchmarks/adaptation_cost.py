@@ -5,9 +5,10 @@
 
 Parts, each a table of its own (`--parts` picks some):
 
-* learner: what `align` adds to the median, the mean and the worst frame: at home, and away from
-  home from the first shifted frame on. Rounds of perception alone alternate with those of both. CPU
-  time on one thread, so that other programs of the machine do not count.
+* learner: what `align` adds to the whole perception call, at home, and away from the first
+  shifted frame on: by adapter and statistics in the network, against one without them, and
+  by the learner, on the median, the mean and the worst frame. Rounds of each alternate. CPU time on
+  one thread, so that other programs of the machine do not count.
 * tail: time of perception alone while `align+ssl` learns in a process of its own, against the
   same while that process has nothing to do, in alternating rounds at `--rate` frames a second.
 * memory: most resident memory of a process that runs perception and a strategy on `--frames`
@@ -23,6 +24,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from adaptation import learner_for, open_frames
+from pipeline import without_adapter
 from rich.console import Console
 from rich.table import Table
 
@@ -37,8 +40,10 @@ from edge_runtime.adaptation.drift import Drift
 from edge_runtime.adaptation.replay import Adapting
 from edge_runtime.adaptation.shifts import ShiftStream, parse_shifts
 from edge_runtime.adaptation.strategies import create_strategy, strategy_names
-from edge_runtime.bundle import identity_adapter, open_bundle
+from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
+from edge_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from edge_runtime.frames import Frame
+from edge_runtime.manifest import TensorSpec
 from edge_runtime.perception import Perception
 
 SHIFT = "fog:0.6"
@@ -78,28 +83,52 @@ def timed(call: Callable[[], object]) -> float:
     return 1e3 * (time.process_time() - start)
 
 
+class Bare(OnnxRuntimeEngine):
+    """A network without adapter and statistics, for a perception that expects one with both."""
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        path = folder / "bare.onnx"
+        without_adapter(bundle, path)
+        super().__init__(path, threads=1)
+        self.inputs = {**self.inputs, "adapter": _vector(bundle, "adapter")}
+        self.outputs = {**self.outputs, "statistics": _vector(bundle, "statistics")}
+        self._unused = identity_adapter(bundle.manifest)
+
+    def input_buffer(self, name: str) -> np.ndarray:
+        return self._unused if name == "adapter" else super().input_buffer(name)
+
+
+def _vector(bundle: Bundle, name: str) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=[bundle.manifest.adapter_size])
+
+
 def learner(args: argparse.Namespace) -> dict[str, Any]:
     """Added time at home and away, over alternating rounds."""
-    perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
-    columns = ("perception ms", "median", "mean", "worst frame")
-    table = Table("where", *columns, title="the learner adds")
+    bundle = open_bundle(args.bundle)
+    perception = Perception(bundle, "onnxruntime", "fp32", threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Perception(bundle, engine=Bare(bundle, Path(folder)))
+    adds = ("network", "learner", "both", "both, mean", "both, worst frame")
+    table = Table("where", "without ms", *adds, title="`align` adds")
     figures: dict[str, Any] = {}
     for where, shift in (("home", None), ("away", SHIFT)):
         frames = images_of(args, shift)
         stream = Adapting(perception, learner_for(perception, "align"))
-        alone: list[float] = []
-        both: list[float] = []
+        taken: dict[str, list[float]] = {"bare": [], "alone": [], "both": []}
+        calls = {"bare": bare, "alone": perception, "both": stream}
         for _ in range(args.rounds):
-            alone += [timed(lambda f=frame: perception(f)) for frame in frames]
-            both += [timed(lambda f=frame, s=stream: s(f)) for frame in frames]
-        base = float(np.median(alone))
+            for name, call in calls.items():
+                taken[name] += [timed(lambda f=frame, c=call: c(f)) for frame in frames]
+        median = {name: float(np.median(times)) for name, times in taken.items()}
         row = {
-            "median": float(np.median(both)) / base - 1,
-            "mean": float(np.mean(both) / np.mean(alone)) - 1,
-            "worst_frame": float(np.max(both)) / base - 1,
+            "network": median["alone"] / median["bare"] - 1,
+            "learner": (median["both"] - median["alone"]) / median["bare"],
+            "both": median["both"] / median["bare"] - 1,
+            "both_mean": float(np.mean(taken["both"]) / np.mean(taken["bare"])) - 1,
+            "both_worst": float(np.max(taken["both"])) / median["bare"] - 1,
         }
-        figures[where] = {"perception_ms": base, "frames": len(both), **row}
-        table.add_row(where, f"{base:.2f}", *(f"{value:.1%}" for value in row.values()))
+        figures[where] = {"without_ms": median["bare"], "frames": len(taken["both"]), **row}
+        table.add_row(where, f"{median['bare']:.2f}", *(f"{value:.1%}" for value in row.values()))
         perception.adapter = identity_adapter(perception.manifest)
     console.print(table)
     return figures

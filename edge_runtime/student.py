@@ -151,10 +151,11 @@ class Trunk(nn.Module):
         return [features[i] for i in self.levels], taken
 
     def _statistics(self, samples: list[Tensor]) -> Tensor:
-        """Per point mean then variance, by global poolings, which keep the blocked layout too."""
-        mean = torch.cat([F.adaptive_avg_pool2d(s, 1) for s in samples], dim=1).flatten()
-        square = torch.cat([F.adaptive_avg_pool2d(s * s, 1) for s in samples], dim=1).flatten()
-        return torch.cat([mean, (square - mean * mean).clamp_min(0)])[self.order]
+        """Per point mean then variance."""
+        mean = torch.cat([s.mean(dim=(2, 3)) for s in samples], dim=1).flatten()
+        square = torch.cat([(s * s).mean(dim=(2, 3)) for s in samples], dim=1).flatten()
+        both = torch.cat([mean, (square - mean * mean).clamp_min(0)])
+        return both.index_select(0, self.order)
 
 
 def _levels(info: Any) -> list[str]:
