@@ -123,17 +123,26 @@ def map_nodes(model: ModelProto) -> list[str]:
     ]
 
 
-def ahead_of_adapter(model: ModelProto) -> frozenset[str]:
-    """Names of the nodes that lie ahead of the first point that an adapter reaches.
+def ahead_of_adapter(model: ModelProto, points: int = 2) -> frozenset[str]:
+    """Names of the nodes that lie ahead of the second point that an adapter reaches.
 
-    In fog or darkness their maps span a few of the 255 levels of INT8, and what adapters amplify
-    behind them would be rounding. None where the network takes no adapter.
+    In fog or darkness the maps ahead of the first span a few of the 255 levels of INT8, and what
+    adapters amplify behind it would be rounding; a part is left for the second to amplify. None
+    where the network takes no adapter.
+
+    Args:
+        model: From `prepare`.
+        points: How many points count, at most; fewer where the network has fewer.
     """
-    adapted = _downstream(model, ["adapter"])
-    if len(adapted) == 1:
-        return frozenset()
-    behind = _upstream(model, [n.output[0] for n in model.graph.node if n.output[0] in adapted])
-    return frozenset(n.name for n in model.graph.node if n.output[0] in behind - adapted)
+    maps, vectors = _downstream(model, ["image"]), _downstream(model, ["adapter"])
+    vectors -= maps
+    scaled = [
+        [name for name in node.input if name in maps]
+        for node in model.graph.node
+        if node.op_type == "Mul" and vectors.intersection(node.input)
+    ]
+    behind = _upstream(model, [name for inputs in scaled[:points][-1:] for name in inputs])
+    return frozenset(n.name for n in model.graph.node if n.output[0] in behind)
 
 
 def all_macs(model: ModelProto) -> int:

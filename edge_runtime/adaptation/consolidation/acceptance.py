@@ -67,8 +67,9 @@ class Measured:
         looks_miou: Mean IoU on the canary in the looks of the place, with or without an adapter.
         agreement: Share of the place's pixels alike in a frame and its mirror image, with or
             without an adapter.
-        histogram: float64 [classes], share of the place's pixels by class.
-        detections: Objects found a frame of the place.
+        histogram: float64 [classes], share of the place's pixels by class, with the adapter if
+            there is one, as the place is learnt under it.
+        detections: Objects found a frame of the place, likewise.
         canary_detections: The same of the canary.
         finite: Whether every output was.
     """
@@ -142,7 +143,7 @@ def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Mea
             usual.append(_objects(outputs))
     shares, found = [], []
     for image in frames.place:
-        outputs = run(image[None], None)
+        outputs = run(image[None], adapter)
         finite &= _finite(outputs)
         if "mask" in outputs:
             shares.append(class_shares(outputs["mask"], frames.classes))

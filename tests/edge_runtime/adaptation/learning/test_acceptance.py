@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_runtime.adaptation.consolidation.acceptance import AcceptanceLimits, Measured, judge
+from edge_runtime.adaptation.consolidation.acceptance import (
+    AcceptanceLimits,
+    KeptOut,
+    Measured,
+    judge,
+    measure,
+)
 
 OLD = Measured(
     canary_miou=0.7,
@@ -46,3 +52,24 @@ def test_one_thing_against_it_is_enough(changed: dict, said: str) -> None:
     verdict = judge(OLD, replace(NEW, **changed), AcceptanceLimits())
     assert not verdict.accepted and len(verdict.reasons) == 1
     assert said in verdict.reasons[0]
+
+
+def test_objects_and_classes_of_the_place_are_those_found_under_the_adapter() -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    adapter = np.array([2.0, 0.0], np.float32)
+
+    def run(_image: np.ndarray, given: np.ndarray | None) -> dict[str, np.ndarray]:
+        """A network that sees nothing at the place as trained, and one object when adapted."""
+        seen = given is adapter
+        return {
+            "boxes": np.array([[1, 1, 9, 9]], np.float32),
+            "scores": np.array([0.9 if seen else 0.0], np.float32),
+            "labels": np.zeros(1, np.int32),
+            "mask": np.full((8, 8), int(seen), np.uint8),
+        }
+
+    kept = KeptOut(frames, None, None, frames, classes=2)
+    adapted, trained = measure(run, kept, adapter), measure(run, kept)
+    assert (adapted.detections, trained.detections) == (1.0, 0.0)
+    assert adapted.histogram is not None and trained.histogram is not None
+    assert list(adapted.histogram) == [0, 1] and list(trained.histogram) == [1, 0]
