@@ -25,7 +25,7 @@ def export(
     ] = None,
     rehearsal: Annotated[
         int, typer.Option(min=0, help="Labelled frames to add, for `fieldsight-run consolidate`.")
-    ] = 48,
+    ] = 192,
     json_path: Json = None,
 ) -> None:
     """A fine-tuned run into a bundle, checked against torch."""

@@ -66,11 +66,19 @@ class Rehearsal:
         labels = [None] * len(source) if masks is None else list(masks)
         self._known = [recall(student, *pair) for pair in zip(source, labels, strict=True)]
 
-    def draw(self, rng: np.random.Generator, look: Look | None = None) -> Lesson:
-        """A view of a canary frame, in the given looks, with what is known of it."""
+    def draw(
+        self, rng: np.random.Generator, look: Look | None = None, crop: float | None = None
+    ) -> Lesson:
+        """A view of a canary frame, in the given looks, with what is known of it.
+
+        Args:
+            rng: Which frame and which part of it.
+            look: Paints the frame; it stays as it is if None.
+            crop: Share of each side that this view keeps, if not that of all.
+        """
         i = int(rng.integers(len(self.source)))
         image = self.source[i]
-        view = View.draw(rng, image.shape[:2], self.crop)
+        view = View.draw(rng, image.shape[:2], crop or self.crop)
         seen = image if look is None else look(image, rng)
         outputs = view.of_outputs(self._known[i])
         weight = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
 from edge_runtime.adaptation.network import combine, row
-from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Look, Rehearsal, predict
+from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Rehearsal, predict
 from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.student import Student
@@ -77,15 +77,13 @@ class Curriculum:
         return drawn
 
     def of_home(self, rng: np.random.Generator) -> list[Lesson]:
-        """Views of labelled source frames."""
-        return self._of_source(rng, self.settings.clean_frames, None)
+        """Labelled source frames, whole and undisturbed: as the robot sees them at home."""
+        return [self.rehearsal.draw(rng, crop=1.0) for _ in range(self.settings.clean_frames)]
 
     def of_looks(self, rng: np.random.Generator) -> list[Lesson]:
         """Views of labelled source frames in the looks of the place."""
-        return self._of_source(rng, self.settings.rehearsed_frames, self._styled)
-
-    def _of_source(self, rng: np.random.Generator, count: int, look: Look | None) -> list[Lesson]:
-        drawn = [self.rehearsal.draw(rng, look) for _ in range(count)]
+        count = self.settings.rehearsed_frames
+        drawn = [self.rehearsal.draw(rng, self._styled) for _ in range(count)]
         return [replace(lesson, image=self.disturb(lesson.image, rng)) for lesson in drawn]
 
     def _styled(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

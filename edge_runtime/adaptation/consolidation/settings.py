@@ -15,7 +15,8 @@ class ConsolidationSettings(BaseModel):
             that alignment finds there.
         clean_frames: Labelled source frames in a batch as they are and without an adapter, so that
             home is kept.
-        crop: Share of each side that a student's view keeps.
+        crop: Share of each side that a view of the place, or in its looks, keeps; home is learnt
+            whole.
         lr: Peak learning rate of AdamW.
         ema: Of the teacher's weights, a step.
         anchor: Pull towards the trained weights, as a share of the distance a step and unit of
@@ -39,9 +40,9 @@ class ConsolidationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     steps: int = Field(default=800, ge=1)
     place_frames: int = Field(default=1, ge=1)
-    rehearsed_frames: int = Field(default=3, ge=1)
+    rehearsed_frames: int = Field(default=6, ge=1)
     clean_frames: int = Field(default=2, ge=1)
-    crop: float = Field(default=0.75, gt=0, le=1)
+    crop: float = Field(default=0.5, gt=0, le=1)
     lr: float = Field(default=1e-4, gt=0)
     ema: float = Field(default=0.98, ge=0, lt=1)
     anchor: float = Field(default=1.0, ge=0)

@@ -86,6 +86,9 @@ def test_a_batch_has_frames_as_they_are_and_in_the_looks_of_the_place(
     assert light.shape == (5,) and place < 0.5 * home
     assert (light[:2] > middle).all() and (light[2:] < light[:2].min()).all()
     np.testing.assert_allclose(light[:2], home, rtol=0.1)
+    either = np.concatenate([material.source, material.source[:, :, ::-1]])
+    for lesson in curriculum.of_home(rng):
+        assert (either == lesson.image).all((1, 2, 3)).any(), "home is learnt whole, as it is"
 
 
 def test_the_place_is_learnt_under_its_adapter_and_home_without(
