@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lenient_limits import LENIENT
 from typer.testing import CliRunner
 
-from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
+from edge_runtime.adaptation.consolidation import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
@@ -30,14 +31,6 @@ from edge_runtime.files import sha256
 from edge_runtime.perception import Perception
 
 QUICK = ConsolidationSettings(steps=12, checkpoint_every=4, place=0.5)
-LENIENT = AcceptanceLimits(
-    canary_miou=1.0,
-    canary_boxes=1.0,
-    looks_gain=-1.0,
-    agreement=1.0,
-    classes=1.0,
-    detections=1e9,
-)
 
 
 def miou(bundle: Bundle, data: Path) -> float:

@@ -10,22 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from lenient_limits import LENIENT
 
-from edge_runtime.adaptation.consolidation import AcceptanceLimits, ConsolidationSettings
+from edge_runtime.adaptation.consolidation import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.errors import BundleError, InputError
 
 QUICK = ConsolidationSettings(steps=1)
-LENIENT = AcceptanceLimits(
-    canary_miou=1.0,
-    canary_boxes=1.0,
-    looks_gain=-1.0,
-    agreement=1.0,
-    classes=1.0,
-    detections=1e9,
-)
 
 
 def test_bad_input_is_named(student_bundle: Bundle, dim_world: Path, tmp_path: Path) -> None:
