@@ -121,6 +121,18 @@ class Course:
         self.strategy.reset()
         return event
 
+    def familiar(self, result: Result) -> bool:
+        """Whether a frame has nothing to tell: of a place that is known, and it looks like it."""
+        place = self._place
+        if place is None or self._trial is not None or self._homely or self._strange:
+            return False
+        if not getattr(self.strategy, "known", False) or result.statistics is None:
+            return False
+        mean, var = self.reference.split(result.statistics)
+        first = self.reference.first
+        home, here = self._distances(mean[first], var[first], place)
+        return here <= home and here <= self._strangeness(home)
+
     def give_up(self, event: str) -> str:
         """Go home because of what the adapter did, not because the world did; wait, then seek."""
         self._wait, self._patience = self._patience, min(_LONGER * self._patience, _MOST_PATIENCE)
@@ -220,7 +232,7 @@ class Course:
         self._homely = self._homely + 1 if home < here else 0
         if self._homely >= _SURE or drift.event == "return" or self._clearly_home(place):
             return self._left("home")
-        self._strange = self._strange + 1 if here > max(2 * self.threshold, home / 2) else 0
+        self._strange = self._strange + 1 if here > self._strangeness(home) else 0
         if self._strange >= _ELSEWHERE:
             return self._left("elsewhere")
         if self._homely or self._strange:
@@ -295,6 +307,10 @@ class Course:
         features = self.source.features_of(mean, var)
         there = self.source.features_of(place.mean, place.var)
         return self.source.distance(features), self.source.distance(features, there)
+
+    def _strangeness(self, home: float) -> float:
+        """Distance from the place above which frames so far from home are of neither."""
+        return max(2 * self.threshold, home / 2)
 
     def _remember(self, place: _Place) -> None:
         if self.memory is None:

@@ -40,7 +40,8 @@ class Decision:
         adapter: float32 [A], to use from the next frame on.
         changed: Whether it differs from that of the decision before.
         event: What happened, such as "promoted", "refused", "recalled", "home", "rolled back".
-        drift: What the monitor made of the frame; None where it was not judged.
+        drift: What the monitor made of the frame, or of the one before where it was not looked at
+            closely; None for a fault.
         fault: What is wrong with the frame, if anything; see `fault_of`.
         lens: "dirt on the lens" or "lens clean" on the frame that shows it; see `SplashMonitor`.
             It changes no adapter: somebody should wipe the lens.
@@ -69,6 +70,8 @@ class Learner:
             thread, if None.
         threshold: Of drift; see `DriftMonitor`.
         frames: Keeps frames to learn from later; None keeps none.
+        every: At a place that the strategy knows by now, one frame in so many is looked at closely;
+            of the others only those that look like another place, or like none.
         options: The strategy's own.
     """
 
@@ -83,11 +86,14 @@ class Learner:
         probe: Probe | None = None,
         threshold: float | None = None,
         frames: FrameMemory | None = None,
+        every: int = 3,
         **options: Any,
     ) -> None:
         if mode not in MODES:
             raise InputError(f"mode '{mode}' is unknown; expected {', '.join(MODES)}")
-        self.mode, self.bundle = mode, bundle
+        if every < 1:
+            raise InputError(f"every is {every} frames, expected at least 1")
+        self.mode, self.bundle, self.every = mode, bundle, every
         self.strategy = create_strategy(strategy, bundle, **options)
         self.guard = guard or Guard(bundle)
         self.monitor = DriftMonitor(Reference.of(bundle), threshold)
@@ -106,6 +112,8 @@ class Learner:
         )
         self._identity = self._given = self._course.adapter
         self._previous: Frame | None = None
+        self._drift: Drift | None = None
+        self._unseen = self._unoffered = 0  # frames since one was looked at, and offered
         self._frozen = False
         self._lock = threading.RLock()
 
@@ -117,12 +125,16 @@ class Learner:
             result: With `statistics`.
         """
         with self._lock:
+            self.counters.add("frames")
+            self._unoffered += 1
+            if self._passes(result):
+                self.counters.add("passed")
+                return self._decide(None, self._drift, None)
             fault = fault_of(frame, self._previous)
             self._previous = frame
             statistics = result.statistics
             if fault is None and (statistics is None or not np.isfinite(statistics).all()):
                 fault = "no statistics" if statistics is None else "not finite"
-            self.counters.add("frames")
             event, drift, lens = None, None, None
             if fault is not None:
                 self.counters.add("faults")
@@ -131,8 +143,11 @@ class Learner:
                 lens = self._look_at_lens(frame, drift)
             if self.mode != "off" and not self._frozen:
                 event = self._learn(frame, result, drift, fault)
-            if self._frames is not None and fault is None:
-                self._offer(self._frames, frame, result)
+            if self._unoffered >= _OFFER:
+                self._unoffered = 0
+                if self._frames is not None and fault is None:
+                    self._offer(self._frames, frame, result)
+            self._drift = drift
             return self._decide(event, drift, fault, lens)
 
     def freeze(self, frozen: bool = True) -> None:
@@ -186,6 +201,15 @@ class Learner:
         self._own.adapter = adapter
         return self._own(frame)
 
+    def _passes(self, result: Result) -> bool:
+        """Whether a frame need not be looked at closely; the next one will be."""
+        self._unseen += 1
+        calm = self._drift is not None and self._drift.event is None and self.guard.frozen is None
+        if self._unseen < self.every and calm and self.mode == "on" and not self._frozen:
+            return self._course.familiar(result)
+        self._unseen = 0
+        return False
+
     def _learn(
         self, frame: Frame, result: Result, drift: Drift | None, fault: str | None
     ) -> str | None:
@@ -198,9 +222,7 @@ class Learner:
         return event
 
     def _offer(self, frames: FrameMemory, frame: Frame, result: Result) -> None:
-        """Offer every few frames to the memory of frames; a full disk stops nothing."""
-        if self.counters["frames"] % _OFFER:
-            return
+        """Offer a frame to the memory of frames; a full disk stops nothing."""
         try:
             self.counters.add("kept frames", int(frames.offer(frame, result).kept))
         except StoreError as error:

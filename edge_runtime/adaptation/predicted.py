@@ -45,7 +45,7 @@ class PredictedAlignment:
         aligned: float = 0.3,
         momentum: float = 0.05,
         settled: int = 10,
-        every: int = 4,
+        every: int = 2,
     ) -> None:
         if not 0 < momentum <= 1 or not 0 <= aligned <= 1 or settled < 0 or every < 1:
             raise InputError(
@@ -82,6 +82,11 @@ class PredictedAlignment:
             return found
         share = self._count / (self._count + 1 / self.momentum)
         return self._given + np.float32(share) * (found - self._given)
+
+    @property
+    def known(self) -> bool:
+        """Whether the place is known by now, so that not every frame of it need be looked at."""
+        return self._seen >= self.settled
 
     def predict(self, frame: Frame) -> np.ndarray:
         """The adapter for the looks of the frames shown so far and this one, float32 [A]."""

@@ -27,8 +27,9 @@ class Strategy(Protocol):
 
     A strategy that changes the image rather than the adapter also has ``prepare(frame)``, which
     the caller runs before perception. One that knows an adapter from the frame alone also
-    has ``predict(frame)``, by which its candidates are found without a forward pass. One that finds
-    adapters which are no small steps is `Refining`, too.
+    has ``predict(frame)``, by which its candidates are found without a forward pass. One that
+    need not see every frame of a place says so by ``known``. One that finds adapters which are no
+    small steps is `Refining`, too.
     """
 
     name: str

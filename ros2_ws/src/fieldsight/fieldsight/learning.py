@@ -65,9 +65,9 @@ class Learning:
         self.guard = Guard(bundle, options, log, canary_of(perception))
         store, memory = folder.store(bundle), folder.memory(bundle)
         frames = folder.frames(bundle, keep_frames)
-        self.learner = Learner(
-            bundle, strategy, mode, store, memory, self.guard, self._probe, threshold, frames
-        )
+        known = store, memory, self.guard, self._probe, threshold, frames
+        # Every frame: of the camera's only so many a second come here.
+        self.learner = Learner(bundle, strategy, mode, *known, every=1)
         if hasattr(self.learner.strategy, "prepare"):
             raise InputError(
                 f"strategy '{strategy}' changes the image before perception, which only "
