@@ -11,8 +11,8 @@ drawn over them at a moderate and a strong severity; `--real` adds recordings of
 * regained: share of the loss (unshifted minus shifted, as trained) that a strategy takes back,
   over dark, fog, cast and noise at both severities.
 * worst: most that it loses on any stream, against the network as trained.
-* cost: what the learner adds to the whole perception call. "steady" is the median frame's, "all"
-  the mean's, with the forward passes of rehearsals and judgements.
+* cost: what the learner adds to the whole perception call, on the mean frame. "steady" is over the
+  later half, "all" over all, with the forward passes of rehearsals and judgements.
 
 Results are kept in `--out`/runs.jsonl and not run again: interrupt and go on, or divide the work by
 `--strategies`, `--streams` and `--seeds`. `--network FILE` runs another ONNX file of the bundle,
@@ -145,12 +145,17 @@ def run(perception: Perception, strategy: str, stream: Stream, seed: int, option
         "events": [event for event in trace.events if not event[1].startswith("fault")],
         "judged": [(r["promote"], r["reasons"], r["numbers"]) for r in log if r["kind"] == "judge"],
         "adapted": float(np.mean(trace.adapted)) if trace.adapted else 0.0,
-        "perceived_ms": [float(np.median(trace.perceived_ms)), float(np.mean(trace.perceived_ms))],
-        "learned_ms": [float(np.median(trace.learned_ms)), float(np.mean(trace.learned_ms))],
+        "perceived_ms": later_and_all(trace.perceived_ms),
+        "learned_ms": later_and_all(trace.learned_ms),
         "drift": [float(np.nanmedian(trace.drift)), float(np.nanmax(trace.drift))]
         if trace.drift
         else None,
     }
+
+
+def later_and_all(times: list[float]) -> list[float]:
+    """Mean over the later half, by when an adapter is found, and over all."""
+    return [float(np.mean(times[len(times) // 2 :])), float(np.mean(times))]
 
 
 class Runs:
@@ -207,7 +212,7 @@ def show(runs: Runs, strategies: list[str], streams: list[Stream]) -> None:
 
 
 def costs(runs: Runs, strategy: str) -> list[float]:
-    """What the learner adds to perception: by medians, by means."""
+    """What the learner adds to perception, over the later half and over all."""
     found = [r for (name, _, _), r in runs.found.items() if name == strategy]
     return [
         float(np.mean([r["learned_ms"][k] / r["perceived_ms"][k] for r in found])) for k in (0, 1)
