@@ -114,6 +114,16 @@ class DriftMonitor:
         about = event, mean[first], var[first], self._moved or self._state == "shifted"
         return Drift(score, per_point, self._state, self._since, *about)
 
+    def usual(self, statistics: np.ndarray) -> bool:
+        """Whether a frame by itself is one of the training domain, and nothing was odd lately."""
+        return self._state == "normal" and self._leave.sum == 0 and self._alone(statistics) <= 0
+
+    def _alone(self, newest: np.ndarray) -> float:
+        """Log score of one frame, above the threshold of one."""
+        mean, var = self.reference.split(newest)
+        first = self.reference.first
+        return self._above(self._distance(mean[first], var[first]), 1)
+
     def _distance(self, mean: np.ndarray, var: np.ndarray) -> float:
         return self.source.distance(self.source.features_of(mean, var))
 
@@ -129,10 +139,7 @@ class DriftMonitor:
         """
         if self._excess is None:
             return
-        mean, var = self.reference.split(newest)
-        alone = self._above(
-            self._distance(mean[self.reference.first], var[self.reference.first]), 1
-        )
+        alone = self._alone(newest)
         if (alone > 0) != (self._excess > 0) and abs(alone - self._excess) > _JUMP:
             self._frames.clear()
 

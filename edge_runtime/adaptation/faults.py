@@ -43,12 +43,16 @@ def fault_of(frame: Frame, previous: Frame | None) -> str | None:
         "occluded" (a large part of the view has no texture at all).
     """
     pixels = _thinned(frame.image)
-    before = None
-    if previous is not None and previous.image.shape == frame.image.shape:
-        middle = len(frame.image) // 2  # one row tells of nearly every frame that it is another
-        if (frame.image[middle] == previous.image[middle]).all():
-            before = _thinned(previous.image)
+    before = _thinned(previous.image) if previous and may_be_frozen(frame, previous) else None
     return next((name for name, check in _CHECKS.items() if check(pixels, before)), None)
+
+
+def may_be_frozen(frame: Frame, previous: Frame) -> bool:
+    """Whether the middle rows of both are the same, which they are of next to no other frames."""
+    if previous.image.shape != frame.image.shape:
+        return False
+    middle = len(frame.image) // 2
+    return bool((frame.image[middle] == previous.image[middle]).all())
 
 
 def _thinned(image: np.ndarray) -> np.ndarray:

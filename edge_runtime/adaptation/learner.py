@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_runtime.adaptation.course import Course
 from edge_runtime.adaptation.drift import Drift, DriftMonitor
-from edge_runtime.adaptation.faults import fault_of
+from edge_runtime.adaptation.faults import fault_of, may_be_frozen
 from edge_runtime.adaptation.frame_memory import FrameMemory, StoreError
 from edge_runtime.adaptation.guard import Guard
 from edge_runtime.adaptation.memory import PlaceMemory
@@ -70,8 +70,8 @@ class Learner:
             thread, if None.
         threshold: Of drift; see `DriftMonitor`.
         frames: Keeps frames to learn from later; None keeps none.
-        every: At a place that the strategy knows by now, one frame in so many is looked at closely;
-            of the others only those that look like another place, or like none.
+        every: At home, and at a place that the strategy knows, one frame in so many is looked at
+            closely; of the others only those that look unlike it.
         options: The strategy's own.
     """
 
@@ -127,11 +127,12 @@ class Learner:
         with self._lock:
             self.counters.add("frames")
             self._unoffered += 1
-            if self._passes(result):
+            previous, self._previous = self._previous, frame
+            if self._passes(frame, previous, result):
                 self.counters.add("passed")
-                return self._decide(None, self._drift, None)
-            fault = fault_of(frame, self._previous)
-            self._previous = frame
+                lens = self._look_at_lens(frame, self._drift) if self._drift is not None else None
+                return self._decide(None, self._drift, None, lens)
+            fault = fault_of(frame, previous)
             statistics = result.statistics
             if fault is None and (statistics is None or not np.isfinite(statistics).all()):
                 fault = "no statistics" if statistics is None else "not finite"
@@ -201,12 +202,15 @@ class Learner:
         self._own.adapter = adapter
         return self._own(frame)
 
-    def _passes(self, result: Result) -> bool:
-        """Whether a frame need not be looked at closely; the next one will be."""
+    def _passes(self, frame: Frame, previous: Frame | None, result: Result) -> bool:
+        """Whether a frame need not be looked at closely, but for dirt."""
         self._unseen += 1
         calm = self._drift is not None and self._drift.event is None and self.guard.frozen is None
         if self._unseen < self.every and calm and self.mode == "on" and not self._frozen:
-            return self._course.familiar(result)
+            if previous is not None and not may_be_frozen(frame, previous):
+                if self.adapted:
+                    return self._course.familiar(result)
+                return result.statistics is not None and self.monitor.usual(result.statistics)
         self._unseen = 0
         return False
 

@@ -1,4 +1,4 @@
-"""At a place that is known, frames that look like it may pass; no other frame does."""
+"""At home and at a place that is known, frames that look like it may pass; no other frame does."""
 
 from __future__ import annotations
 
@@ -35,11 +35,35 @@ def test_so_many_frames_pass(world: World, every: int, share: float) -> None:
     assert robot.learner.adapted
 
 
-def test_none_passes_at_home_or_where_the_strategy_does_not_know_the_place(world: World) -> None:
+def test_none_passes_where_the_strategy_does_not_know_the_place(world: World) -> None:
     robot = Robot(world)
-    robot.drive(30)
+    robot.drive(5, CAST)
+    assert robot.learner.adapted
+    before = robot.learner.counters["passed"]
     robot.drive(60, CAST)
-    assert robot.learner.adapted and not robot.learner.counters["passed"]
+    assert robot.learner.adapted and robot.learner.counters["passed"] == before
+
+
+@pytest.mark.parametrize("shift", [CAST, "noise:0.6", "fog:0.5", "dark:0.6"])
+def test_at_home_most_pass_and_a_shift_is_declared_as_soon(world: World, shift: str) -> None:
+    found = []
+    for every in (1, 3):
+        robot = Robot(world, every=every)
+        robot.drive(31)
+        passed = robot.learner.counters["passed"]
+        assert passed == 0 if every == 1 else 15 <= passed <= 20
+        robot.drive(12, shift)
+        found.append(next(i for i, what in robot.stream.trace.events if what == "shift"))
+    assert abs(found[0] - found[1]) <= 1
+
+
+@pytest.mark.parametrize("start", [30, 31, 32])
+def test_a_frozen_camera_at_home_is_noticed_at_once(world: World, start: int) -> None:
+    robot = Robot(world)
+    robot.drive(start)
+    frame = Frame(scene(7), 0, "")
+    faults = [robot.learner.observe(frame, robot.perception(frame)).fault for _ in range(5)]
+    assert faults == [None, *["frozen"] * 4]
 
 
 @pytest.mark.parametrize("frames", [40, 41])
