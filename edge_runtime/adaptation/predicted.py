@@ -45,7 +45,7 @@ class PredictedAlignment:
         aligned: float = 0.3,
         momentum: float = 0.05,
         settled: int = 10,
-        every: int = 2,
+        every: int = 4,
     ) -> None:
         if not 0 < momentum <= 1 or not 0 <= aligned <= 1 or settled < 0 or every < 1:
             raise InputError(
