@@ -209,7 +209,7 @@ class Guard:
         mirrored: Result | None = None,
         unadapted: Outcome | None = None,
     ) -> Alarm | None:
-        """Take one frame's result under the adapter in use; to be called on every frame.
+        """Take one frame's result under the adapter in use; for every frame that is looked at.
 
         Args:
             result: What perception gave.
