@@ -113,7 +113,7 @@ class Learner:
         self._identity = self._given = self._course.adapter
         self._previous: Frame | None = None
         self._drift: Drift | None = None
-        self._unseen = self._unoffered = 0  # frames since one was looked at, and offered
+        self._unseen = self._unoffered = 0  # frames since one was due for a look, and an offer
         self._frozen = False
         self._lock = threading.RLock()
 
