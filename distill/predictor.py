@@ -27,6 +27,7 @@ from distill.settings import PredictorSettings
 from distill.training import Trainee, Trainer
 from edge_runtime.adaptation.consolidation.material import class_weight
 from edge_runtime.adaptation.descriptor import SIZE, describe
+from edge_runtime.adaptation.frozen import freeze
 from edge_runtime.adaptation.network import Outputs, combine, identity, load_student, run
 from edge_runtime.adaptation.predictor import FARTHEST, FILE, LAYERS, MOST_SCALE, adapter_order
 from edge_runtime.adaptation.reference import Reference
@@ -130,7 +131,7 @@ class _Module(nn.Module):
     ) -> None:
         super().__init__()
         self.predictor = predictor
-        self.student = student.requires_grad_(False)
+        self.student = student
         self.known = known
         self.weight = None if weight is None else torch.from_numpy(weight)
 
@@ -205,8 +206,9 @@ def teach_predictor(
     if count < LEAST_FRAMES:
         raise InputError(f"{data.name}: {count} frames, expected at least {LEAST_FRAMES}")
     size = spec.height, spec.width
-    reference, student = Reference.of(bundle), load_student(bundle)
     trainer = Trainer(settings, out, accelerator, devices)
+    slow = trainer.fabric.device.type == "cpu" and "bf16" in settings.precision
+    reference, student = Reference.of(bundle), freeze(load_student(bundle), strides=slow)
     chosen = np.linspace(0, count - 1, min(count, MOST_FRAMES)).astype(int)
     images = np.stack([resize_image(data.read(int(i)).image, size) for i in chosen])
     masks = canary_labels(data, chosen, size)["masks"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.frozen import freeze
 from edge_runtime.adaptation.network import Outputs, identity, load_student, run
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
@@ -38,7 +39,7 @@ class AdapterMethod(ABC):
         if threads is not None:
             torch.set_num_threads(threads)
         self.bundle, self.every = bundle, every
-        self.student = load_student(bundle).requires_grad_(False)
+        self.student = freeze(load_student(bundle))
         self.source = identity(bundle)
         self.reset()
 
