@@ -113,7 +113,7 @@ class Learner:
         self._identity = self._given = self._course.adapter
         self._previous: Frame | None = None
         self._drift: Drift | None = None
-        self._unseen = self._unoffered = 0  # frames since one was due for a look, and an offer
+        self._unseen = self._unoffered = 0  # frames since the last one looked at, and an offer
         self._frozen = False
         self._lock = threading.RLock()
 
@@ -206,13 +206,22 @@ class Learner:
         """Whether a frame need not be looked at closely, but for dirt."""
         self._unseen += 1
         calm = self._drift is not None and self._drift.event is None and self.guard.frozen is None
-        if self._unseen < self.every and calm and self.mode == "on" and not self._frozen:
-            if previous is not None and not may_be_frozen(frame, previous):
-                if self.adapted:
-                    return self._course.familiar(result)
-                return result.statistics is not None and self.monitor.usual(result.statistics)
-        self._unseen = 0
-        return False
+        due = self._unseen >= self.every or not calm or self.mode != "on" or self._frozen
+        passes = (
+            not due
+            and previous is not None
+            and not may_be_frozen(frame, previous)
+            and self._familiar(result)
+        )
+        if not passes:
+            self._unseen = 0
+        return passes
+
+    def _familiar(self, result: Result) -> bool:
+        """Whether a frame looks, at a glance, like the place where the robot is."""
+        if self.adapted:
+            return self._course.familiar(result)
+        return result.statistics is not None and self.monitor.usual(result.statistics)
 
     def _learn(
         self, frame: Frame, result: Result, drift: Drift | None, fault: str | None

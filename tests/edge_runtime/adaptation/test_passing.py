@@ -121,3 +121,16 @@ def test_frames_are_kept_though_others_pass(world: World, tmp_path: Path) -> Non
 def test_so_few_frames_are_refused(world: World) -> None:
     with pytest.raises(InputError, match="every is 0 frames"):
         Learner(world.bundle, every=0)
+
+
+@pytest.mark.parametrize("phase", range(4))
+def test_a_look_at_something_odd_counts_as_one(world: World, phase: int) -> None:
+    robot = settled(world, 4)
+    robot.drive(phase, CAST)
+    before = robot.learner.counters["passed"]
+    robot.drive(1, "dark:0.6")
+    assert robot.learner.counters["passed"] == before
+    robot.drive(3, CAST)
+    assert robot.learner.counters["passed"] == before + 3
+    robot.drive(1, CAST)
+    assert robot.learner.counters["passed"] == before + 3
