@@ -130,12 +130,12 @@ class FinetuneSettings(TrainSettings):
 class PredictorSettings(LoopSettings):
     """Settings of ``predictor``; the bundle says the size."""
 
-    epochs: int = Field(120, ge=1)
+    epochs: int = Field(240, ge=1)
     batch_size: int = Field(4, ge=1)
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="share of all steps")
     clip: float = Field(1.0, gt=0)
-    width: int = Field(128, ge=1, description="of the hidden layers")
+    width: int = Field(256, ge=1, description="of the hidden layers")
     probe_every: int = Field(10, ge=1, description="epochs")
 
 
