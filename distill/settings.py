@@ -131,7 +131,7 @@ class PredictorSettings(LoopSettings):
     """Settings of ``predictor``; the bundle says the size."""
 
     epochs: int = Field(240, ge=1)
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(2, ge=1)
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="share of all steps")
     clip: float = Field(1.0, gt=0)
