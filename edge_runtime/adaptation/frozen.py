@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame, pad_same
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from edge_runtime.adaptation.folding import folded, norm_pairs
 from edge_runtime.adaptation.network import combine, run
 from edge_runtime.student import Student
 
@@ -44,7 +43,7 @@ def freeze(student: Student, strides: bool = False) -> Student:
     """
     plain = copy.deepcopy(student).eval().requires_grad_(False)
     frozen = copy.deepcopy(plain)
-    for conv, norm in _pairs(frozen):
+    for conv, norm in norm_pairs(frozen):
         _fold(frozen, conv, norm)
     if strides:
         for name, module in list(frozen.named_modules()):
@@ -72,50 +71,13 @@ def _alike(one: Student, other: Student) -> bool:
     return max(apart) <= _ROUNDING
 
 
-@torch.no_grad()
-def _pairs(student: Student) -> list[tuple[str, str]]:
-    """Names of convolutions, and of the batch norms that take what they give, and nothing else.
-
-    Found by watching a pass under an adapter: what it changes on the way is another tensor.
-    """
-    given: list[tuple[Tensor, str]] = []  # holds the tensors, so that none is taken for another
-    takers: dict[str, list[str]] = {}
-    sources: dict[str, list[str]] = {}
-
-    def gives(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _inputs, output: given.append((output, name))
-
-    def takes(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            source = next((by for tensor, by in given if tensor is inputs[0]), "")
-            takers.setdefault(source, []).append(name)
-            sources.setdefault(name, []).append(source)
-
-        return note
-
-    handles = []
-    for name, module in student.named_modules():
-        if type(module) in _CONVOLUTIONS:
-            handles.append(module.register_forward_hook(gives(name), prepend=True))
-        elif type(module) in _NORMS and not module._forward_hooks:  # else an adapter point
-            handles.append(module.register_forward_pre_hook(takes(name)))
-    student(torch.zeros(1, 64, 64, 3), torch.ones(student.trunk.adapter_size))
-    for handle in handles:
-        handle.remove()
-    alone = ((set(takers[by[0]]), set(by), name) for name, by in sources.items())
-    return [
-        (by.pop(), name) for took, by, name in alone if len(took) == len(by) == 1 and by != {""}
-    ]
-
-
 def _fold(student: Student, conv_name: str, norm_name: str) -> None:
-    """Make a batch norm part of the convolution before it."""
+    """Make a batch norm part of the convolution before it, unless it is an adapter point."""
     conv, norm = student.get_submodule(conv_name), student.get_submodule(norm_name)
+    if norm._forward_hooks or type(norm) not in _NORMS:
+        return
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    conv.weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-        norm.weight, norm.bias,
-    )  # fmt: skip
+    conv.weight, bias = folded(conv, norm)
     conv.register_parameter("bias", bias)
     rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
     student.set_submodule(norm_name, rest)

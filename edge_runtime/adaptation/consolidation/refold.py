@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import nn
 
+from edge_runtime.adaptation.folding import folded, norm_pairs
 from edge_runtime.adaptation.network import run
 from edge_runtime.errors import InputError, RefusedError
 from edge_runtime.student import Student
@@ -86,69 +87,38 @@ def _deployed(student: Student, size: tuple[int, int]) -> dict[str, np.ndarray]:
     ready.trunk.body = reparameterize_model(ready.trunk.body, inplace=True)
     ready.requires_grad_(True)
     modules = dict(ready.named_modules())
-    pairs, used = _traced(ready, size)
-    folded = {name for pair in pairs.items() for name in pair}
+    pairs = dict(norm_pairs(ready))
+    inside = {name for pair in pairs.items() for name in pair}
     weights: dict[str, np.ndarray] = {}
-    for name in sorted(used):
+    for name in sorted(_used(ready, size)):
         module = modules[name]
         if isinstance(module, nn.Conv2d):
-            weight, bias = module.weight.detach(), module.bias
+            weight, bias = module.weight, module.bias
             if name in pairs:
-                weight, bias = _fold(module, modules[pairs[name]])
-            weights[f"{_PREFIX}{name}.weight"] = weight.numpy()
+                norm = modules[pairs[name]]
+                assert isinstance(norm, nn.BatchNorm2d)
+                weight, bias = folded(module, norm)
+            weights[f"{_PREFIX}{name}.weight"] = weight.detach().numpy()
             if bias is not None:
                 weights[f"{_PREFIX}{name}.weight{_BIAS}"] = bias.detach().numpy()
-        elif name not in folded:
+        elif name not in inside:
             for part, parameter in module.named_parameters(recurse=False):
                 weights[f"{_PREFIX}{name}.{part}"] = parameter.detach().numpy()
     return weights
 
 
-def _traced(student: Student, size: tuple[int, int]) -> tuple[dict[str, str], set[str]]:
-    """One forward pass: the batch norm after each convolution, and the modules that matter.
+def _used(student: Student, size: tuple[int, int]) -> set[str]:
+    """Names of the modules that matter.
 
-    Modules whose parameters no output depends on are not in the graph: the finest level of the
+    Those whose parameters no output depends on are not in the graph: the finest level of the
     pyramid, for instance, where there is no segmentation.
     """
-    made: dict[int, tuple[str, Tensor]] = {}
-    pairs: dict[str, str] = {}
-    handles = []
-    for name, module in student.named_modules():
-        if isinstance(module, nn.Conv2d):
-
-            def note(_m: nn.Module, _i: object, out: Tensor, name: str = name) -> None:
-                made[id(out)] = (name, out)  # kept, so that its id is not given again
-
-            handles.append(module.register_forward_hook(note))
-        elif isinstance(module, nn.BatchNorm2d):
-
-            def match(_m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                if id(inputs[0]) in made:
-                    pairs[made[id(inputs[0])][0]] = name
-
-            handles.append(module.register_forward_pre_hook(match))
     outputs = run(student, torch.zeros(1, *size, 3))
-    for handle in handles:
-        handle.remove()
     maps = [outputs.segmentation, *(outputs.scores or []), *(outputs.boxes or [])]
     total = torch.stack([m.sum() for m in maps if m is not None]).sum()
     names, parameters = zip(*student.named_parameters(), strict=True)
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-    used = {n.rpartition(".")[0] for n, g in zip(names, gradients, strict=True) if g is not None}
-    return pairs, used
-
-
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does its batch norm's work, too."""
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    bias = bias * scale + (0 if norm.bias is None else norm.bias)
-    return conv.weight * scale.view(-1, 1, 1, 1), bias
+    return {n.rpartition(".")[0] for n, g in zip(names, gradients, strict=True) if g is not None}
 
 
 def _check_coverage(weights: dict[str, np.ndarray], held: dict[str, Any]) -> None:
