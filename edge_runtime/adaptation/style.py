@@ -1,11 +1,11 @@
-"""Rehearsal in the looks of a place: labelled source frames with its light, sharpness and noise.
+"""A place's looks: light, sharpness and noise, and how to give them to a source image.
 
-Two classical measures are matched, neither of which knows what happened to the camera. Colours: the
-distribution of each channel, by histogram specification (Gonzalez & Woods, Digital Image
-Processing, 3.3.2). Sharpness and noise: the power at each spatial frequency, after Fourier domain
-adaptation (Yang & Soatto, CVPR 2020), which also exchanges amplitudes and keeps phases; here one
-average over the place's frames replaces the swap between two images, what a place lacks is filtered
-out, and what it has in excess at high frequencies is added as noise.
+Two classical measures are matched, neither of which knows what happened to the camera. Light: grey
+levels are mapped as in histogram specification (Gonzalez & Woods, Digital Image Processing, 3.3.2).
+Sharpness and noise: the power at each spatial frequency, after Fourier domain adaptation (Yang &
+Soatto, CVPR 2020), which also exchanges amplitudes and keeps phases; here one average over the
+place's frames replaces the swap between two images, what a place lacks is filtered out, and what it
+has in excess is added as noise. `looks.py` measures them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 BINS = 48  # rings of spatial frequency, 0 to 0.5 cycles per pixel
 COARSE = 0.04  # cycles per pixel below which power is the scene, and its mean, not its sharpness
-FINE = 0.2  # cycles per pixel from which excess power counts as noise
 LEAST_GAIN = 0.02
 
 
@@ -34,24 +33,6 @@ class PlaceStyle:
     gain: np.ndarray
     noise: np.ndarray
 
-    @classmethod
-    def fit(cls, place: np.ndarray, source: np.ndarray) -> PlaceStyle:
-        """Measure a place.
-
-        Args:
-            place: uint8 [N, H, W, 3], frames of the place.
-            source: uint8 [M, H, W, 3], frames of the training domain.
-        """
-        curves = np.stack([curve(place[..., c], source[..., c]) for c in range(3)])
-        wanted = np.mean([spectrum(f) for f in place], 0)
-        found = np.mean([spectrum(repaint(f, curves)) for f in source], 0)
-        gain = np.clip(np.sqrt(wanted / np.maximum(found, 1e-9)), LEAST_GAIN, 1)
-        frequency = np.linspace(0, 0.5, BINS)
-        gain[:, frequency < COARSE] = 1
-        fine = frequency >= FINE
-        noise = np.where(fine, np.maximum(wanted - found * gain**2, 0), 0)
-        return cls(curves.astype(np.float32), gain.astype(np.float32), noise.astype(np.float32))
-
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, strength: float = 1.0
     ) -> np.ndarray:
@@ -67,21 +48,12 @@ class PlaceStyle:
         """
         painted = image + strength * (repaint(image, self.curves) - image)
         ring = rings(image.shape[:2])
-        gain = 1 + strength * (self.gain[:, ring] - 1)
+        gain = self.gain[:, ring] ** strength  # of a Gaussian, so much of its variance
         white = rng.standard_normal(image.shape)
         grain = np.fft.rfft2(white, axes=(0, 1)) * np.moveaxis(np.sqrt(self.noise)[:, ring], 0, -1)
         waves = np.fft.rfft2(painted, axes=(0, 1)) * np.moveaxis(gain, 0, -1)
         result = np.fft.irfft2(waves + strength * grain, s=image.shape[:2], axes=(0, 1))
         return np.clip(result, 0, 255).astype(np.float32)
-
-
-def curve(place: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Monotone map of grey levels [256] that gives the source the place's histogram."""
-    shares = []
-    for values in (place, source):
-        counts = np.bincount(values.ravel(), minlength=256).astype(np.float64) + 1e-3
-        shares.append((np.cumsum(counts) - counts / 2) / counts.sum())
-    return np.interp(shares[1], shares[0], np.arange(256))
 
 
 def repaint(image: np.ndarray, curves: np.ndarray) -> np.ndarray:

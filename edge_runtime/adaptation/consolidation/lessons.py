@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +11,17 @@ from torch import Tensor
 
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
+from edge_runtime.adaptation.likeness import Likeness
+from edge_runtime.adaptation.looks import Explanation, explain
 from edge_runtime.adaptation.network import combine, row
 from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Rehearsal, predict
 from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import Disturbance, View, stack
+from edge_runtime.bundle import Bundle
 from edge_runtime.student import Student
+
+log = logging.getLogger(__name__)
+_MEASURED = 64  # source frames, at most, on which looks are measured
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Lessons:
     Attributes:
         place: uint8 [N, H, W, 3], frames without labels.
         adapter: float32 [A], the adapter that alignment found on them.
+        style: How they look beside the source's.
         source: uint8 [M, H, W, 3], canary frames to rehearse.
         masks: uint8 [M, H, W] with 255 where there is no label, or None.
         class_weight: float32 [C] of the segmentation classes, or None without that task.
@@ -31,9 +39,28 @@ class Lessons:
 
     place: np.ndarray
     adapter: np.ndarray
+    style: PlaceStyle
     source: np.ndarray
     masks: np.ndarray | None
     class_weight: np.ndarray | None
+
+
+def looks_of(
+    bundle: Bundle, student: Student, place: np.ndarray, source: np.ndarray
+) -> Explanation:
+    """What explains the looks of a place, measured on a part of the source's frames.
+
+    Args:
+        bundle: With statistics of the training domain.
+        student: Its network.
+        place: uint8 [N, H, W, 3].
+        source: uint8 [M, H, W, 3].
+    """
+    step = -(-len(source) // _MEASURED)
+    looks = explain(place, source[::step], Likeness(bundle, student).to(place))
+    what = "light, sharpness and noise" if looks.lit else "sharpness and noise"
+    log.info("the place's looks: %s, %.1f thresholds of drift off", what, looks.distance)
+    return looks
 
 
 class Curriculum:
@@ -48,7 +75,6 @@ class Curriculum:
     def __init__(self, student: Student, lessons: Lessons, settings: ConsolidationSettings) -> None:
         self.lessons, self.settings = lessons, settings
         self.adapter = torch.from_numpy(lessons.adapter)
-        self.style = PlaceStyle.fit(lessons.place, lessons.source)
         self.disturb = Disturbance()
         weights = lessons.class_weight
         self.rehearsal = Rehearsal(student, lessons.source, lessons.masks, weights, settings.crop)
@@ -87,7 +113,7 @@ class Curriculum:
         return [replace(lesson, image=self.disturb(lesson.image, rng)) for lesson in drawn]
 
     def _styled(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return self.style(image, rng, float(rng.uniform(0.5, 1)))
+        return self.lessons.style(image, rng, float(rng.uniform(0.5, 1)))
 
 
 def paste(lesson: Lesson, other: Lesson, rng: np.random.Generator) -> Lesson:

@@ -25,13 +25,14 @@ from edge_runtime.adaptation.consolidation.acceptance import (
 )
 from edge_runtime.adaptation.consolidation.budget import Budget
 from edge_runtime.adaptation.consolidation.checkpoint import Checkpoint, Spent
-from edge_runtime.adaptation.consolidation.lessons import Lessons
+from edge_runtime.adaptation.consolidation.lessons import Lessons, looks_of
 from edge_runtime.adaptation.consolidation.material import REHEARSAL, Material, read_material
 from edge_runtime.adaptation.consolidation.refold import refold
 from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.writing import draft
 from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.looks import Explanation
 from edge_runtime.adaptation.network import load_student
 from edge_runtime.adaptation.strategies import create_strategy
 from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
@@ -109,9 +110,11 @@ def consolidate(
     if restart:
         checkpoint.remove()
     adapter = align(bundle, material.place, settings.threads)
+    looks = looks_of(bundle, student, material.place, material.source)
     lessons = Lessons(
         material.place,
         adapter,
+        looks.style,
         material.source,
         material.masks,
         material.class_weight,
@@ -122,7 +125,7 @@ def consolidate(
         log.info("going on at step %d of %d", training.step, settings.steps)
     budget = Budget(minutes, watt_hours, spent)
     stopped, losses = _learn(training, checkpoint, budget, progress)
-    note = _note(bundle, material, settings, training, budget.spent, stopped)
+    note = _note(bundle, material, looks, settings, training, budget.spent, stopped)
     learnt = blended(student, training.teacher, settings.blend)
     kept_out = replace(material.kept_out, painted=_painted(training, material.kept_out.canary))
     material = replace(material, kept_out=kept_out)
@@ -204,7 +207,7 @@ class NotAccepted(RefusedError):
 def _painted(training: SelfTraining, images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W, 3] in the looks of the place, the noise the same each time."""
     rng = np.random.default_rng(0)
-    style = training.curriculum.style
+    style = training.curriculum.lessons.style
     return np.stack([style(image, rng).round().astype(np.uint8) for image in images])
 
 
@@ -250,6 +253,7 @@ def _identity(bundle: Bundle, material: Material, settings: ConsolidationSetting
 def _note(
     bundle: Bundle,
     material: Material,
+    looks: Explanation,
     settings: ConsolidationSettings,
     training: SelfTraining,
     spent: Spent,
@@ -261,6 +265,7 @@ def _note(
         "from_model_sha256": bundle.manifest.files["model.onnx"].sha256,
         "frames": len(material.place),
         "frames_digest": material.digest,
+        "looks": {"light": looks.lit, "distance": round(looks.distance, 2)},
         "steps": training.step,
         "stopped": stopped,
         "spent": asdict(spent),

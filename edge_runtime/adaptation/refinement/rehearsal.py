@@ -17,12 +17,12 @@ import torch
 
 from edge_runtime.adaptation.consolidation.material import class_weight, divided_canary
 from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.likeness import Likeness
 from edge_runtime.adaptation.looks import Explanation, explain
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.adaptation.refinement.apart import HereOrApart
 from edge_runtime.adaptation.refinement.base import AdapterMethod
 from edge_runtime.adaptation.rehearsal import Exam, Rehearsal, lesson_losses
-from edge_runtime.adaptation.source import SourceModel, source_threshold
 from edge_runtime.adaptation.strategies import Refined, Strategy, create_strategy
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
@@ -81,9 +81,8 @@ class TaughtAdapter(AdapterMethod):
         weights = None if masks is None else class_weight(bundle, masks, classes)
         self._images = np.concatenate([shown["images"], kept["images"]])
         self.reference = Reference.of(bundle)
-        self._model = SourceModel(self.reference)
-        self._threshold = source_threshold(self.reference)
         super().__init__(bundle, **options)
+        self._likeness = Likeness(bundle, self.student)
         self.rehearsal = Rehearsal(self.student, shown["images"], masks, weights, crop)
         self.exam = Exam(self.student, kept["images"], kept_masks)
 
@@ -146,25 +145,12 @@ class TaughtAdapter(AdapterMethod):
         """Measure the looks; begin a round, or wait for more frames if nothing explains them."""
         place = np.stack(self._place)
         self._new, self._round = 0, self._round + 1
-        target = self._features(place)
-
-        def distance(images: np.ndarray) -> float:
-            return self._model.distance(target, self._features(images)) / self._threshold
-
-        looks = explain(place, self._images, distance)
+        looks = explain(place, self._images, self._likeness.to(place))
         self._looks = looks if looks.suffices else None
         self._base = torch.from_numpy(np.array(base, np.float32))
         self.adapter = self._base.clone().requires_grad_(True)
         self._optimizer = torch.optim.Adam([self.adapter], lr=self.lr)
         self._rng, self._done = np.random.default_rng(self._round), 0
-
-    @torch.no_grad()
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        """First-point features of images uint8 [N, H, W, 3]; see `SourceModel`."""
-        taken = [self.student.trunk(torch.from_numpy(x)[None], None, True)[1] for x in images]
-        mean, var = self.reference.split(np.stack([t.numpy() for t in taken]))
-        first = self.reference.first
-        return self._model.features(mean[:, first].astype(float), var[:, first].astype(float))
 
 
 class AlignedRehearsal:

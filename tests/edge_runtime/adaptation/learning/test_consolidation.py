@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lenient_limits import LENIENT
 from typer.testing import CliRunner
 
 from edge_runtime.adaptation.consolidation import ConsolidationSettings
-from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons
+from edge_runtime.adaptation.consolidation.lessons import Curriculum, Lessons, looks_of
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
 from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
@@ -68,9 +69,11 @@ def test_a_batch_has_frames_as_they_are_and_in_the_looks_of_the_place(
     """Averaged over batches, since single views are disturbed."""
     material = read_material(student_bundle, str(dim_world.parent / "images"))
     settings = ConsolidationSettings(clean_frames=2, rehearsed_frames=3)
-    taken = material.place, identity_adapter(student_bundle.manifest), material.source
+    student = load_student(student_bundle)
+    style = looks_of(student_bundle, student, material.place, material.source).style
+    taken = material.place, identity_adapter(student_bundle.manifest), style, material.source
     lessons = Lessons(*taken, material.masks, material.class_weight)
-    curriculum = Curriculum(load_student(student_bundle), lessons, settings)
+    curriculum = Curriculum(student, lessons, settings)
     rng = np.random.default_rng(0)
     batches = [curriculum.of_home(rng) + curriculum.of_looks(rng) for _ in range(20)]
     light = np.mean([[lesson.image.mean() for lesson in batch] for batch in batches], 0)
@@ -84,16 +87,29 @@ def test_a_batch_has_frames_as_they_are_and_in_the_looks_of_the_place(
         assert (either == lesson.image).all((1, 2, 3)).any(), "home is learnt whole, as it is"
 
 
+def test_a_place_out_of_focus_is_rehearsed_in_the_light_of_home(
+    student_bundle: Bundle, dim_world: Path, world: Path
+) -> None:
+    """Whatever the brightness of what there is to see."""
+    material = read_material(student_bundle, str(dim_world.parent / "images"))
+    student, source = load_student(student_bundle), material.source
+    bright = source[np.argsort(source.mean((1, 2, 3)))[len(source) // 2 :]]
+    place = np.stack([cv2.GaussianBlur(x, (0, 0), 3) for x in bright])
+    looks = looks_of(student_bundle, student, place, source)
+    assert not looks.lit and looks.suffices
+    assert looks_of(student_bundle, student, material.place, source).lit
+
+
 def test_the_place_is_learnt_under_its_adapter_and_home_without(
     student_bundle: Bundle, dim_world: Path
 ) -> None:
     material = read_material(student_bundle, str(dim_world.parent / "images"))
     student, identity = load_student(student_bundle), identity_adapter(student_bundle.manifest)
+    style = looks_of(student_bundle, student, material.place, material.source).style
+    rest = style, material.source, material.masks, material.class_weight
     losses = []
     for adapter in (identity, 0.5 * identity):
-        lessons = Lessons(
-            material.place, adapter, material.source, material.masks, material.class_weight
-        )
+        lessons = Lessons(material.place, adapter, *rest)
         losses.append(SelfTraining(student, lessons, ConsolidationSettings()).advance())
     plain, under = losses
     assert under["home.segmentation"] == plain["home.segmentation"]

@@ -14,10 +14,10 @@ from edge_runtime.adaptation.consolidation.budget import Budget
 from edge_runtime.adaptation.consolidation.checkpoint import Spent
 from edge_runtime.adaptation.consolidation.lessons import paste
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
+from edge_runtime.adaptation.looks import measure
 from edge_runtime.adaptation.network import Outputs, load_student, run
 from edge_runtime.adaptation.power import watts
 from edge_runtime.adaptation.rehearsal import Lesson
-from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import View, whole
 from edge_runtime.bundle import Bundle, create_bundle
 from edge_runtime.doctor.machine import Machine
@@ -147,7 +147,8 @@ def test_a_source_frame_in_the_looks_of_a_place(kind: str, world: Path) -> None:
         "noise": lambda x: np.clip(x + rng.normal(0, 40, x.shape), 0, 255).astype(np.uint8),
     }[kind]
     place = np.stack([shift(x) for x in source[:8]])
-    styled = np.stack([PlaceStyle.fit(place, source[8:])(x, rng) for x in source[8:]])
+    style = measure(place, source[8:], light=kind == "dark")
+    styled = np.stack([style(x, rng) for x in source[8:]])
     wanted = np.stack([shift(x) for x in source[8:]]).astype(np.float32)
 
     def rough(x: np.ndarray) -> float:
@@ -158,8 +159,21 @@ def test_a_source_frame_in_the_looks_of_a_place(kind: str, world: Path) -> None:
     if kind != "noise":
         before = np.abs(source[8:].astype(np.float32) - wanted).mean()
         assert np.abs(styled - wanted).mean() < 0.7 * before
-    plain = PlaceStyle.fit(source, source)(source[0], rng)
+    plain = measure(source, source, light=True)(source[0], rng)
     assert np.abs(plain - source[0]).mean() < 3, "a place like the source changes little"
+
+
+def test_half_the_strength_of_a_blur_is_a_blur_of_half_the_variance(world: Path) -> None:
+    source = np.stack([f.image for f in open_frames(str(world.parent / "images"))])
+    blurred, between = (
+        np.stack([cv2.GaussianBlur(x, (0, 0), sigma) for x in source])
+        for sigma in (3, 3 * 0.5**0.5)
+    )
+    style = measure(blurred, source, light=False)
+    made = style(source[0], np.random.default_rng(0), 0.5)
+    inside = slice(12, -12)  # opposite borders meet in the transform
+    apart = [float(np.abs(made - x[0])[inside, inside].mean()) for x in (between, blurred, source)]
+    assert apart[0] < 0.6 * min(apart[1:]), apart
 
 
 def test_power_is_that_of_the_boards_input(tmp_path: Path) -> None:
