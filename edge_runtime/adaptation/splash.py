@@ -75,12 +75,13 @@ class SplashMonitor:
             self._usual = self._suspect = self._landed = None
             self.dirty = False
             return None
-        change, self._last = now - self._last, now
-        event = self._judge(now, change)
-        self._learn(np.abs(change))
+        size, before, self._last = cv2.absdiff(now, self._last), self._last, now
+        event = self._judge(before, now, size)
+        self._learn(size)
         return event
 
-    def _judge(self, now: np.ndarray, change: np.ndarray) -> str | None:
+    def _judge(self, before: np.ndarray, now: np.ndarray, size: np.ndarray) -> str | None:
+        """What a frame says, of which `size` is how much each place changed."""
         if self._suspect is not None:
             self._suspect.left -= 1
             if self._suspect.kept(now) < _KEPT:
@@ -91,26 +92,25 @@ class SplashMonitor:
             return None
         if self._usual is None or self._frames < _SETTLED:
             return None
-        size = np.abs(change)
-        if size.mean() < _SUDDEN * (self._usual.mean() + _NOISE / 2):
+        if cv2.mean(size)[0] < _SUDDEN * (cv2.mean(self._usual)[0] + _NOISE / 2):
             return None
         if self._landed is not None:
-            if _correlation(change, self._landed.change) > _UNDONE:
+            if _correlation(now - before, self._landed.change) > _UNDONE:
                 return None
             self._landed, self.dirty = None, False
             return "lens clean"
         jumped = size > _JUMP * (self._usual + _NOISE)
         if _SHARE[0] < jumped.mean() < _SHARE[1] and _spots(jumped) >= _SPOTS:
-            self._suspect = _Suspect(now - change, change * jumped)
+            self._suspect = _Suspect(before, (now - before) * jumped)
         return None
 
-    def _learn(self, change: np.ndarray) -> None:
+    def _learn(self, size: np.ndarray) -> None:
         """Take a frame into what is usual; a jump counts no more than it takes to be one."""
         if self._usual is None:
-            self._usual = change
+            self._usual = size
         elif self._frames >= _SETTLED:
-            change = np.minimum(change, _JUMP * (self._usual + _NOISE))
-        self._usual = self._usual + _RATE * (change - self._usual)
+            size = cv2.min(size, _JUMP * (self._usual + _NOISE))
+        cv2.accumulateWeighted(size, self._usual, _RATE)
         self._frames += 1
 
 
