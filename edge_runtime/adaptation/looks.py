@@ -29,7 +29,7 @@ _SHRUNK = 8  # pixels averaged along each side before light is measured, so that
 _QUANTILES = np.linspace(0.005, 0.995, 100)
 _ROUNDS = 3  # of painting, looking and correcting
 _MUCH = 0.5  # share of the distance that new light has to take away to be believed
-_MOST = 4.0  # times the drift threshold: looks that leave more explain nothing
+FARTHEST = 4.0  # times the drift threshold: looks that leave more explain nothing
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Explanation:
     @property
     def suffices(self) -> bool:
         """Whether they explain the place well enough to learn from them."""
-        return self.distance <= _MOST
+        return self.distance <= FARTHEST
 
     @property
     def lit(self) -> bool:

@@ -12,12 +12,13 @@ from torch import Tensor
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.teacher import ClassThresholds, sharpened
 from edge_runtime.adaptation.likeness import Likeness
-from edge_runtime.adaptation.looks import Explanation, explain
+from edge_runtime.adaptation.looks import FARTHEST, Explanation, explain
 from edge_runtime.adaptation.network import combine, row
 from edge_runtime.adaptation.rehearsal import STRIDE, Lesson, Rehearsal, predict
 from edge_runtime.adaptation.style import PlaceStyle
 from edge_runtime.adaptation.views import Disturbance, View, stack
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import RefusedError
 from edge_runtime.student import Student
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,22 @@ def looks_of(
         student: Its network.
         place: uint8 [N, H, W, 3].
         source: uint8 [M, H, W, 3].
+
+    Raises:
+        RefusedError: Light, sharpness and noise do not explain the place, so that whatever is
+            learnt in such looks is not learnt about it.
     """
     step = -(-len(source) // _MEASURED)
     looks = explain(place, source[::step], Likeness(bundle, student).to(place))
     what = "light, sharpness and noise" if looks.lit else "sharpness and noise"
     log.info("the place's looks: %s, %.1f thresholds of drift off", what, looks.distance)
+    if not looks.suffices:
+        raise RefusedError(
+            f"with the light, sharpness and noise of the place, frames of the training domain are "
+            f"still {looks.distance:.1f} drift thresholds away from it, expected at most "
+            f"{FARTHEST:g}: it differs in more than looks; keep the bundle, or label frames of the "
+            "place and train with them"
+        )
     return looks
 
 

@@ -96,7 +96,8 @@ def consolidate(
 
     Raises:
         InputError: Something given cannot be used.
-        RefusedError: The network was learnt but is not accepted; the message says why.
+        RefusedError: The place cannot be rehearsed, or the network was learnt but is not accepted;
+            the message says why.
     """
     settings, limits = settings or ConsolidationSettings(), limits or AcceptanceLimits()
     _check_out(out)

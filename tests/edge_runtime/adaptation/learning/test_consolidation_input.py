@@ -16,7 +16,7 @@ from edge_runtime.adaptation.consolidation import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.material import read_material
 from edge_runtime.adaptation.consolidation.run import NotAccepted, consolidate
 from edge_runtime.bundle import Bundle, create_bundle
-from edge_runtime.errors import BundleError, InputError
+from edge_runtime.errors import BundleError, InputError, RefusedError
 
 QUICK = ConsolidationSettings(steps=1)
 
@@ -45,6 +45,21 @@ def test_broken_frames_are_skipped(student_bundle: Bundle, dim_world: Path, tmp_
     cv2.imwrite(str(folder / "002.png"), np.zeros((7, 1000, 3), np.uint8))
     material = read_material(student_bundle, folder)
     assert len(material.place) + len(material.kept_out.place) == 22
+
+
+def test_a_place_that_looks_do_not_explain_is_refused(
+    student_bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for index in range(8):
+        cv2.imwrite(str(folder / f"{index}.png"), np.roll(stripes, index, 1))
+    out = tmp_path / "n.bundle"
+    with pytest.raises(RefusedError, match="differs in more than looks"):
+        consolidate(student_bundle, folder, out, QUICK)
+    assert list(tmp_path.iterdir()) == [folder], "nothing may be left"
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "foreign", "missing"])
