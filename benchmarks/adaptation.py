@@ -34,6 +34,7 @@ from rich.progress import track
 from rich.table import Table
 
 from edge_runtime.adaptation.guard import Guard
+from edge_runtime.adaptation.known_places import known_places
 from edge_runtime.adaptation.learner import Learner
 from edge_runtime.adaptation.memory import PlaceMemory
 from edge_runtime.adaptation.reference import Reference
@@ -125,7 +126,7 @@ def open_perception(bundle: Bundle, network: str | None, threads: int) -> Percep
 def learner_for(perception: Perception, strategy: str, **options: Any) -> Learner:
     """A learner as on the robot, with nothing on disk."""
     bundle = perception.bundle
-    memory = PlaceMemory(Reference.of(bundle))
+    memory = PlaceMemory(Reference.of(bundle), known=known_places(bundle))
     probe = probe_of(perception)
     return Learner(bundle, strategy, "on", None, memory, Guard(bundle), probe, **options)
 

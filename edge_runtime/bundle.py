@@ -31,6 +31,7 @@ KNOWN_FILES = (
     "student.safetensors",
     "reference.safetensors",
     "predictor.safetensors",
+    "places.safetensors",
     "canary.npz",
     "rehearsal.npz",
     "calibration.json",

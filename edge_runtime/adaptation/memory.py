@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = ["Place", "PlaceMemory", "StoreError"]
 _MOST = 16
 _VERSIONS = 3
 _NEAR, _SHARE = 0.1, 0.2  # see docs/adaptation.md
+_BROUGHT = {"from": "bundle"}
 _LEAST_WEIGHT = 0.125  # of a visit in the signature, so that a place may change slowly
 
 
@@ -86,6 +88,8 @@ class PlaceMemory:
         near: Divergence within which a place is recognised in any case.
         share: Share of the divergence from the training domain within which it is, too: what is
             far from home varies more. Within half of either, `remember` renews a place.
+        known: Places that the bundle brings along, as signature and adapter; one that is remembered
+            already stays as it is.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class PlaceMemory:
         most: int = _MOST,
         near: float = _NEAR,
         share: float = _SHARE,
+        known: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     ) -> None:
         if most < 1 or not near > 0 or not 0 <= share < 1:
             raise InputError(
@@ -114,6 +119,11 @@ class PlaceMemory:
             where = Path(folder) / self._digest[:16]
             self._files = SealedFolder(where, "PLACES", _Record, _VERSIONS, self._check)
             self._load()
+        for signature, adapter in known:
+            if self._same_place(self._checked(signature)) is None:
+                place = Place(self._next_id, 1, 1, self._tick(), signature, adapter, _BROUGHT)
+                self._next_id += 1
+                self._keep(place)
 
     @property
     def places(self) -> list[Place]:
@@ -185,9 +195,7 @@ class PlaceMemory:
                 adapter=adapter,
                 note=note,
             )
-        self._places[place.id] = place
-        while len(self._places) > self.most:
-            del self._places[self.places[-1].id]
+        self._keep(place)
         self._save()
         return place
 
@@ -199,6 +207,11 @@ class PlaceMemory:
         """
         if self._places.pop(place_id, None) is not None:
             self._save()
+
+    def _keep(self, place: Place) -> None:
+        self._places[place.id] = place
+        while len(self._places) > self.most:
+            del self._places[self.places[-1].id]
 
     def _same_place(self, signature: np.ndarray) -> Place | None:
         distances = self.distances(signature)

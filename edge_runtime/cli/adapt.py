@@ -95,6 +95,7 @@ def _learner(
     from edge_runtime.adaptation.canary import canary_of
     from edge_runtime.adaptation.frame_memory import FrameMemory
     from edge_runtime.adaptation.guard import Guard
+    from edge_runtime.adaptation.known_places import known_places
     from edge_runtime.adaptation.learner import Learner
     from edge_runtime.adaptation.memory import PlaceMemory
     from edge_runtime.adaptation.reference import Reference
@@ -108,7 +109,7 @@ def _learner(
         strategy,
         mode,
         None if store is None else AdapterStore(store, bundle),
-        PlaceMemory(Reference.of(bundle), store),
+        PlaceMemory(Reference.of(bundle), store, known=known_places(bundle)),
         Guard(bundle, log=log, canary=canary_of(perception)),
         probe_of(perception),
         frames=None if frames is None else FrameMemory(frames, bundle),
@@ -204,6 +205,7 @@ def _list(bundle: Path, store: Path | None) -> None:
     """Show the adapters and places that a store keeps for a bundle."""
     if store is None:
         raise InputError("--list needs --store: the folder that keeps adapters")
+    from edge_runtime.adaptation.known_places import known_places
     from edge_runtime.adaptation.memory import PlaceMemory
     from edge_runtime.adaptation.reference import Reference
     from edge_runtime.adaptation.store import AdapterStore
@@ -216,7 +218,7 @@ def _list(bundle: Path, store: Path | None) -> None:
         table.add_row(str(stored.version), stored.created, _note(stored.note))
     terminal.console.print(table)
     table = terminal.table_of("places", "id", "version", "visits", "note")
-    for place in PlaceMemory(Reference.of(opened), store).places:
+    for place in PlaceMemory(Reference.of(opened), store, known=known_places(opened)).places:
         table.add_row(str(place.id), str(place.version), str(place.visits), _note(place.note))
     terminal.console.print(table)
     terminal.next_command("fieldsight-run", "adapt", bundle, "SOURCE", "--store", store)

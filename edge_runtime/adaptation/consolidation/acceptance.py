@@ -153,7 +153,7 @@ def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Mea
         canary_miou=miou(matrix) if matrix.any() else None,
         canary_boxes=hits / objects if objects else None,
         canary_objects=objects,
-        looks_miou=_known_in_looks(run, frames, adapter),
+        looks_miou=_best_in_looks(run, frames, adapter),
         agreement=_agreement(run, frames, adapter) if shares else None,
         histogram=np.mean(shares, axis=0) if shares else None,
         detections=float(np.mean(found)) if found else None,
@@ -162,17 +162,21 @@ def measure(run: Run, frames: KeptOut, adapter: np.ndarray | None = None) -> Mea
     )
 
 
-def _known_in_looks(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float | None:
+def known_in_looks(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float | None:
+    """Mean IoU on the painted canary under an adapter, or the identity; None without labels."""
+    if frames.painted is None or frames.masks is None:
+        return None
+    matrix = np.zeros((frames.classes, frames.classes), np.int64)
+    for image, mask in zip(frames.painted, frames.masks, strict=True):
+        matrix += _confusion(run(image[None], adapter)["mask"], mask, frames.classes)
+    return miou(matrix) if matrix.any() else None
+
+
+def _best_in_looks(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float | None:
     """Mean IoU on the painted canary, under the identity or the adapter, whichever is better."""
     if frames.painted is None or frames.masks is None:
         return None
-    found = []
-    for given in _known(adapter):
-        matrix = np.zeros((frames.classes, frames.classes), np.int64)
-        for image, mask in zip(frames.painted, frames.masks, strict=True):
-            matrix += _confusion(run(image[None], given)["mask"], mask, frames.classes)
-        found.append(miou(matrix) if matrix.any() else 0.0)
-    return max(found)
+    return max(known_in_looks(run, frames, given) or 0.0 for given in _known(adapter))
 
 
 def _agreement(run: Run, frames: KeptOut, adapter: np.ndarray | None) -> float:

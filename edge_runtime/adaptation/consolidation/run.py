@@ -18,32 +18,28 @@ import torch
 from edge_runtime.adaptation.consolidation.acceptance import (
     AcceptanceLimits,
     Measured,
-    Run,
     Verdict,
     judge,
-    measure,
 )
 from edge_runtime.adaptation.consolidation.budget import Budget
 from edge_runtime.adaptation.consolidation.checkpoint import Checkpoint, Spent
 from edge_runtime.adaptation.consolidation.lessons import Lessons, looks_of
 from edge_runtime.adaptation.consolidation.material import REHEARSAL, Material, read_material
+from edge_runtime.adaptation.consolidation.measuring import align, helps, measured, signature
 from edge_runtime.adaptation.consolidation.refold import refold
 from edge_runtime.adaptation.consolidation.selftraining import SelfTraining, blended
 from edge_runtime.adaptation.consolidation.settings import ConsolidationSettings
 from edge_runtime.adaptation.consolidation.writing import draft
-from edge_runtime.adaptation.drift import Drift
+from edge_runtime.adaptation.known_places import FILE as PLACES
+from edge_runtime.adaptation.known_places import packed
 from edge_runtime.adaptation.looks import Explanation
 from edge_runtime.adaptation.network import load_student
-from edge_runtime.adaptation.strategies import create_strategy
-from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
-from edge_runtime.engines import Engine, open_engine
+from edge_runtime.bundle import Bundle, open_bundle, update_bundle
 from edge_runtime.errors import BundleError, RefusedError
 from edge_runtime.files import fsync_folder, sha256
-from edge_runtime.frames import Frame, Result
 from edge_runtime.student import Student
 
 log = logging.getLogger(__name__)
-_ALIGNING_PASSES = 2  # over the memory: the first finds the place's statistics
 
 
 @dataclass(frozen=True)
@@ -130,24 +126,10 @@ def consolidate(
     learnt = blended(student, training.teacher, settings.blend)
     kept_out = replace(material.kept_out, painted=_painted(training, material.kept_out.canary))
     material = replace(material, kept_out=kept_out)
-    before = _measured(bundle, material, adapter)
+    before = measured(bundle, material, adapter)
     result = _write_if_accepted(bundle, student, learnt, out, note, material, before, limits)
     checkpoint.remove()
     return Consolidated(*result, training.step, budget.spent, stopped, losses)
-
-
-def align(bundle: Bundle, frames: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """The adapter [A] that alignment settles on over frames uint8 [N, H, W, 3] of a place."""
-    strategy, shifted = create_strategy("align", bundle), Drift(1.0, {}, "shifted", 1)
-    adapter = identity_adapter(bundle.manifest)
-    engine = open_engine(bundle, "onnxruntime", "fp32", threads)
-    for image in (image for _ in range(_ALIGNING_PASSES) for image in frames):
-        statistics = engine.infer({"image": image[None], "adapter": adapter})["statistics"]
-        result = Result(0, "", None, None, np.array(statistics))
-        found = strategy.observe(Frame(image, 0, ""), result, shifted)
-        adapter = adapter if found is None else found
-    engine.close()
-    return adapter
 
 
 def _learn(
@@ -184,9 +166,13 @@ def _write_if_accepted(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".consolidating.", dir=out.parent) as scratch:
         made = draft(bundle, old, new, Path(scratch) / out.name, note)
-        verdict = judge(before, _measured(made, material, align(made, material.place)), limits)
+        adapter = align(made, material.place)
+        verdict = judge(before, measured(made, material, adapter), limits)
         if not verdict.accepted:
             raise NotAccepted(verdict, bundle)
+        if helps(made, material, adapter):  # labels have shown it: no trial is needed there
+            place = signature(made, material.place), adapter
+            made = update_bundle(made, {PLACES: packed([place])})
         os.rename(made.path, out)
     fsync_folder(out.parent)
     return open_bundle(out), verdict
@@ -210,20 +196,6 @@ def _painted(training: SelfTraining, images: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     style = training.curriculum.lessons.style
     return np.stack([style(image, rng).round().astype(np.uint8) for image in images])
-
-
-def _measured(bundle: Bundle, material: Material, adapter: np.ndarray) -> Measured:
-    engine = open_engine(bundle, "onnxruntime", "fp32")
-    measured = measure(_runner(engine, bundle), material.kept_out, adapter)
-    engine.close()
-    return measured
-
-
-def _runner(engine: Engine, bundle: Bundle) -> Run:
-    identity = identity_adapter(bundle.manifest)
-    return lambda image, adapter: engine.infer(
-        {"image": image, "adapter": identity if adapter is None else adapter}
-    )
 
 
 def _check_out(out: Path) -> None:

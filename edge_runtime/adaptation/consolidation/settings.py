@@ -38,7 +38,7 @@ class ConsolidationSettings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    steps: int = Field(default=800, ge=1)
+    steps: int = Field(default=1200, ge=1)
     place_frames: int = Field(default=1, ge=1)
     rehearsed_frames: int = Field(default=6, ge=1)
     clean_frames: int = Field(default=2, ge=1)

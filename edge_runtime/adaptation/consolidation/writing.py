@@ -27,6 +27,7 @@ from edge_runtime.student import DeployedNetwork, Student
 _LEAST_EQUAL = 0.999  # share of mask pixels on which torch and the written graph must agree
 _MOST_OFF = 0.5  # pixels between their best boxes
 _LEAST_VARIANCE = 1e-8
+_EXPECTED = "expected_"  # before an output's name in the canary: what the network says of it
 
 
 def draft(bundle: Bundle, old: Student, new: Student, out: Path, note: dict[str, Any]) -> Bundle:
@@ -60,9 +61,8 @@ def draft(bundle: Bundle, old: Student, new: Student, out: Path, note: dict[str,
         rough = create_bundle(Path(scratch) / out.name, _fields(bundle, out, note), files)
         after = _run_all(rough, images)
     _check_parity(new, images, after)
-    for name in canary:
-        output = name.removeprefix("expected_")
-        if output in after:
+    for name in canary:  # labels stay: `boxes` of the canary are those that people drew
+        if name.startswith(_EXPECTED) and (output := name.removeprefix(_EXPECTED)) in after:
             canary[name] = after[output]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **canary)  # type: ignore[arg-type]

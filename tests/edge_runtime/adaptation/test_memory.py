@@ -66,6 +66,22 @@ def test_far_from_home_a_place_is_known_from_farther() -> None:
     assert close.recall(signature(1.2)) is None  # 0.18 from the place, 0.72 from home
 
 
+def test_places_that_a_bundle_brings_are_known_and_give_way_to_what_was_learnt(
+    tmp_path: Path,
+) -> None:
+    brought = [(signature(2), adapter(2)), (signature(4), adapter(4))]
+    memory = PlaceMemory(REFERENCE, tmp_path, known=brought)
+    assert not list(tmp_path.rglob("*.json")), "reading writes nothing"
+    found = memory.recall(signature(2.1))
+    assert found is not None and (found.adapter == 2).all() and found.note == {"from": "bundle"}
+    memory.remember(signature(2), adapter(3))
+    again = PlaceMemory(REFERENCE, tmp_path, known=brought)
+    assert len(again.places) == 2
+    found = again.recall(signature(2))
+    assert found is not None and (found.adapter == 3).all()
+    assert len(PlaceMemory(REFERENCE, most=1, known=brought).places) == 1
+
+
 def test_a_second_visit_renews_the_place() -> None:
     memory = PlaceMemory(REFERENCE)
     first = memory.remember(signature(2.0), adapter(1), {"gain": np.float32(0.5)})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_runtime import InputError
 from edge_runtime.adaptation.frame_memory import FrameMemory
+from edge_runtime.adaptation.known_places import known_places
 from edge_runtime.adaptation.memory import Place, PlaceMemory
 from edge_runtime.adaptation.reference import Reference
 from edge_runtime.adaptation.store import AdapterStore, StoreError
@@ -125,7 +126,7 @@ class _Store(AdapterStore):
 
 class _Memory(PlaceMemory):
     def __init__(self, folder: StateFolder, bundle: Bundle) -> None:
-        super().__init__(Reference.of(bundle), folder.path)
+        super().__init__(Reference.of(bundle), folder.path, known=known_places(bundle))
         self._problems = folder.problems
 
     def remember(self, signature, adapter, note=None) -> Place:  # type: ignore[no-untyped-def]

@@ -131,7 +131,7 @@ def test_the_blend_lies_between_the_trained_weights_and_the_learnt_ones(
 
 
 def test_the_new_bundle_is_whole_and_tells_its_making(
-    consolidated: tuple[Bundle, dict], student_bundle: Bundle
+    consolidated: tuple[Bundle, dict], student_bundle: Bundle, dim_world: Path
 ) -> None:
     bundle, _ = consolidated
     assert Perception(bundle).self_test()["mask_agreement"] == 1.0
@@ -140,7 +140,9 @@ def test_the_new_bundle_is_whole_and_tells_its_making(
     assert note["steps"] == 60 and note["frames"] == 21
     assert bundle.manifest.metrics.keys() == {"before_consolidation"}
     old, new = (dict(np.load(b.file("canary.npz"))) for b in (student_bundle, bundle))
-    np.testing.assert_array_equal(old["masks"], new["masks"])
+    for labels in ("masks", "boxes"):
+        np.testing.assert_array_equal(old[labels], new[labels])
+    assert read_material(bundle, str(dim_world.parent / "images")), "it can be consolidated again"
     assert (old["expected_mask"] != new["expected_mask"]).any()
     assert not list(bundle.path.parent.glob(".*")), "nothing unfinished may be left"
 
