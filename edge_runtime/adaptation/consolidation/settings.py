@@ -46,7 +46,7 @@ class ConsolidationSettings(BaseModel):
     lr: float = Field(default=1e-4, gt=0)
     ema: float = Field(default=0.98, ge=0, lt=1)
     anchor: float = Field(default=1.0, ge=0)
-    blend: float = Field(default=0.85, gt=0, le=1)
+    blend: float = Field(default=0.95, gt=0, le=1)
     kept: float = Field(default=0.4, gt=0, le=1)
     mixed: float = Field(default=0.5, ge=0, le=1)
     features: float = Field(default=0.5, ge=0)
