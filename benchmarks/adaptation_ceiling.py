@@ -42,7 +42,7 @@ from edge_runtime.frames import Frame, Result
 from edge_runtime.perception import Perception
 
 KINDS = ("dark", "fog", "cast", "noise", "blur", "contrast")
-SHIFTED = Drift(1.0, {}, "shifted", 1)
+SHIFTED = Drift(1.0, "shifted", 1)
 REHEARSED = 6  # passes over the first frames before the first result counts, as in a trial
 IGNORED = 255
 console = Console()

@@ -38,7 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_runtime.adaptation.drift import Drift
-from edge_runtime.adaptation.replay import Adapting
+from edge_runtime.adaptation.learner import Learner
+from edge_runtime.adaptation.replay import AGAIN, Adapting
 from edge_runtime.adaptation.shifts import ShiftStream, parse_shifts
 from edge_runtime.adaptation.strategies import create_strategy, strategy_names
 from edge_runtime.bundle import Bundle, identity_adapter, open_bundle
@@ -104,6 +105,21 @@ def _vector(bundle: Bundle, name: str) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=[bundle.manifest.adapter_size])
 
 
+def adapting(perception: Perception, learner: Learner) -> Callable[[Frame], None]:
+    """Perception with a learner as on the robot; `Adapting` keeps a record for a report besides."""
+    perception.adapter = learner.adapter
+
+    def call(frame: Frame) -> None:
+        frame = learner.prepare(frame)
+        decision = learner.observe(frame, perception(frame))
+        if decision.changed:
+            perception.adapter = decision.adapter
+            if decision.event in AGAIN:
+                perception(frame)
+
+    return call
+
+
 def learner(args: argparse.Namespace) -> dict[str, Any]:
     """Added time at home and away, over alternating rounds."""
     bundle = open_bundle(args.bundle)
@@ -115,7 +131,7 @@ def learner(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for where, shift in (("home", None), ("away", SHIFT)):
         frames = images_of(args, shift)
-        stream = Adapting(perception, learner_for(perception, "align", every=args.every))
+        stream = adapting(perception, learner_for(perception, "align", every=args.every))
         taken: dict[str, list[float]] = {"bare": [], "alone": [], "both": []}
         calls = {"bare": bare, "alone": perception, "both": stream}
         for _ in range(args.rounds + 1):
@@ -145,7 +161,7 @@ def tail(args: argparse.Namespace) -> dict[str, Any]:
     perception = Perception(open_bundle(args.bundle), "onnxruntime", "fp32", threads=1)
     frames = images_of(args, SHIFT)
     strategy: Any = create_strategy("align+ssl", perception.bundle, apart=True, duty=args.duty)
-    shifted = Drift(1.0, {}, "shifted", 1)
+    shifted = Drift(1.0, "shifted", 1)
     while strategy.learning.worker.health.state == "starting":
         time.sleep(0.2)
     taken: dict[bool, list[float]] = {False: [], True: []}

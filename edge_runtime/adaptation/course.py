@@ -128,9 +128,7 @@ class Course:
             return False
         if not getattr(self.strategy, "known", False) or result.statistics is None:
             return False
-        mean, var = self.reference.split(result.statistics)
-        first = self.reference.first
-        home, here = self._distances(mean[first], var[first], place)
+        home, here = self._distances(*self.reference.first_of(result.statistics), place)
         return here <= home and here <= self._strangeness(home)
 
     def give_up(self, event: str) -> str:
@@ -294,9 +292,7 @@ class Course:
         """The first point's mean and variance over the newest of the held frames."""
         newest = list(self._held)[-count:]
         held = [result.statistics for _, result in newest if result.statistics is not None]
-        mean, var = self.reference.split(np.stack(held))
-        first = self.reference.first
-        return pooled(mean[:, first], var[:, first])
+        return pooled(*self.reference.first_of(np.stack(held)))
 
     def _from_home(self, mean: np.ndarray, var: np.ndarray) -> float:
         """Distance of first-point statistics from home's."""

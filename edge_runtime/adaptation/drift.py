@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -33,9 +35,6 @@ class Drift:
     Attributes:
         score: Distance of the window's first-point statistics from those of source windows; see
             `SourceModel.distance`.
-        per_point: Mean divergence from the source per channel of every point; see `divergence`.
-            Points after the first see the adapter in use: theirs
-            is what it has left uncorrected.
         state: "shifted" once the statistics have moved and stayed.
         since: Frames that this state has lasted.
         event: "shift" on the frame that declares one, "return" on the one that declares its end,
@@ -43,16 +42,25 @@ class Drift:
         mean: float32 [C0], running mean of the first point's channels over the window.
         var: float32 [C0], likewise their variance.
         suspected: Whether a shift is declared or may be about to be.
+        compare: Computes `per_point`, which few ask for and costs more than all of the above.
     """
 
     score: float
-    per_point: dict[str, float]
     state: Literal["normal", "shifted"]
     since: int
     event: Literal["shift", "return", "scene change"] | None = None
     mean: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     var: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     suspected: bool = False
+    compare: Callable[[], dict[str, float]] = dict
+
+    @property
+    def per_point(self) -> dict[str, float]:
+        """Mean divergence from the source per channel of every point; see `divergence`.
+
+        Points after the first see the adapter in use: theirs is what it has left uncorrected.
+        """
+        return self.compare()
 
     @property
     def signature(self) -> np.ndarray:
@@ -103,16 +111,14 @@ class DriftMonitor:
         newest = np.asarray(statistics, np.float32)
         self._begin_anew(newest)
         self._frames.append(newest)
-        means, variances = self.reference.split(np.stack(self._frames))
-        mean, var = pooled(means, variances)
-        each = divergence(mean, var, self.reference.mean, self.reference.var)
-        per_point = {name: float(each[part].mean()) for name, part in self.reference.slices.items()}
-        first = self.reference.first
-        score = self._distance(mean[first], var[first])
+        frames = np.stack(self._frames)
+        mean, var = pooled(*self.reference.first_of(frames))
+        score = self._distance(mean, var)
         self._excess = self._above(score, len(self._frames))
         event = self._judge(self._excess)
-        about = event, mean[first], var[first], self._moved or self._state == "shifted"
-        return Drift(score, per_point, self._state, self._since, *about)
+        suspected = self._moved or self._state == "shifted"
+        compare = partial(_per_point, self.reference, frames)
+        return Drift(score, self._state, self._since, event, mean, var, suspected, compare)
 
     def usual(self, statistics: np.ndarray) -> bool:
         """Whether a frame by itself is one of the training domain, and nothing was odd lately."""
@@ -120,9 +126,7 @@ class DriftMonitor:
 
     def _alone(self, newest: np.ndarray) -> float:
         """Log score of one frame, above the threshold of one."""
-        mean, var = self.reference.split(newest)
-        first = self.reference.first
-        return self._above(self._distance(mean[first], var[first]), 1)
+        return self._above(self._distance(*self.reference.first_of(newest)), 1)
 
     def _distance(self, mean: np.ndarray, var: np.ndarray) -> float:
         return self.source.distance(self.source.features_of(mean, var))
@@ -162,3 +166,10 @@ class DriftMonitor:
             self._leave.reset()
             return "return"
         return None
+
+
+def _per_point(reference: Reference, frames: np.ndarray) -> dict[str, float]:
+    """See `Drift.per_point`; of statistics [frames, A]."""
+    mean, var = pooled(*reference.split(frames))
+    each = divergence(mean, var, reference.mean, reference.var)
+    return {name: float(each[part].mean()) for name, part in reference.slices.items()}

@@ -56,27 +56,30 @@ def may_be_frozen(frame: Frame, previous: Frame) -> bool:
 
 
 def _thinned(image: np.ndarray) -> np.ndarray:
-    """Every n-th pixel, uint8 [h, w, 3]."""
+    """Every n-th pixel, uint8 [3, h, w]: channels first, for rows copy faster than pixels."""
     step = max(1, min(image.shape[:2]) // _GRID)
-    return np.ascontiguousarray(image[::step, ::step])
+    return np.ascontiguousarray(image[::step, ::step].transpose(2, 0, 1))
+
+
+def _share(where: np.ndarray) -> float:
+    """Share of places that are true; counting them is far cheaper than their mean."""
+    return int(np.count_nonzero(where)) / where.size
 
 
 @_check("black")
 def _black(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
-    return bool((pixels <= 4).mean() >= _ALL)
+    return _share(pixels <= 4) >= _ALL
 
 
 @_check("white")
 def _white(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
-    return bool((pixels >= 250).mean() >= _ALL)
+    return _share(pixels >= 250) >= _ALL
 
 
 @_check("flat")
 def _flat(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
-    if np.ptp(pixels[..., 1]) > 4:  # one colour tells of nearly every frame that it is not
-        return False
-    flat = pixels.reshape(-1, pixels.shape[-1])
-    return bool((flat.max(0) - flat.min(0)).max() <= 4)
+    spans = (int(pixels[c].max()) - int(pixels[c].min()) for c in (1, 0, 2))  # green tells of most
+    return all(span <= 4 for span in spans)
 
 
 @_check("frozen")
@@ -86,18 +89,19 @@ def _frozen(pixels: np.ndarray, before: np.ndarray | None) -> bool:
 
 @_check("saturated")
 def _saturated(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
-    return bool(((pixels <= 1) | (pixels >= 254)).mean() >= _SATURATED)
+    return _share(pixels <= 1) + _share(pixels >= 254) >= _SATURATED
 
 
 @_check("occluded")
 def _occluded(pixels: np.ndarray, _before: np.ndarray | None) -> bool:
-    height, width = (size // _CELLS for size in pixels.shape[:2])
+    height, width = (size // _CELLS for size in pixels.shape[1:])
     if not height or not width:
         return False
-    grey = pixels[: height * _CELLS, : width * _CELLS, 1]  # green: most of the light
-    cells = grey.reshape(_CELLS, height, _CELLS, width).swapaxes(1, 2).reshape(_CELLS**2, -1)
-    bare = cells.max(1) - cells.min(1) <= 1
-    if bare.mean() < _COVERED or bare.all():
+    grey = pixels[1, : height * _CELLS, : width * _CELLS]  # green: most of the light
+    cells = grey.reshape(_CELLS, height, _CELLS, width)
+    bare = cells.max(1).max(-1) - cells.min(1).min(-1) <= 1
+    if _share(bare) < _COVERED or bare.all():
         return False
+    cells = cells.swapaxes(1, 2)
     covering, rest = np.median(cells[bare]), cells[~bare].mean()
     return bool(covering < rest - _BRIGHTER)  # an overexposed sky is brighter than the rest

@@ -35,6 +35,5 @@ class Likeness:
     def _features(self, images: np.ndarray) -> np.ndarray:
         """First-point features; see `SourceModel`."""
         taken = [self.student.trunk(torch.from_numpy(x)[None], None, True)[1] for x in images]
-        mean, var = self.reference.split(np.stack([t.numpy() for t in taken]))
-        first = self.reference.first
-        return self._model.features(mean[:, first].astype(float), var[:, first].astype(float))
+        mean, var = self.reference.first_of(np.stack([t.numpy() for t in taken]))
+        return self._model.features(mean.astype(float), var.astype(float))

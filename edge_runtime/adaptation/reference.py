@@ -91,13 +91,14 @@ class Reference:
         Raises:
             InputError: The vector's length is not this network's.
         """
-        half = len(self.mean)
-        if statistics.shape[-1] != 2 * half:
-            raise InputError(
-                f"statistics have {statistics.shape[-1]} values, expected {2 * half}; "
-                "they are another bundle's"
-            )
+        self._check_size(statistics)
         return statistics[..., self._order[0]], statistics[..., self._order[1]]
+
+    def first_of(self, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and variances [..., C0] of the first point; see `split`."""
+        self._check_size(statistics)
+        width = self.first.stop
+        return statistics[..., :width], statistics[..., width : 2 * width]
 
     def join(self, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
         """Scale [C] and shift [C] as the network takes them: an adapter, float32 [A]."""
@@ -118,6 +119,13 @@ class Reference:
         var = self.var.astype(np.float64)
         least = VARIANCE_FLOOR * np.median(var)
         return np.maximum(np.sqrt(np.maximum(var, least)), 1e-6)
+
+    def _check_size(self, statistics: np.ndarray) -> None:
+        if statistics.shape[-1] != 2 * len(self.mean):
+            raise InputError(
+                f"statistics have {statistics.shape[-1]} values, expected {2 * len(self.mean)}; "
+                "they are another bundle's"
+            )
 
     @cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:

@@ -135,9 +135,8 @@ class Adapting:
 def _confident(result: Result, threshold: float) -> Result:
     """The result without the detections that only average precision asks for."""
     found = result.detections
-    if found is None:
+    if found is None or (kept := found.scores >= threshold).all():
         return result
-    kept = found.scores >= threshold
     found = Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
     return replace(result, detections=found)
 

@@ -19,7 +19,7 @@ _ALIGNING_PASSES = 2  # over the memory: the first finds the place's statistics
 
 def align(bundle: Bundle, frames: np.ndarray, threads: int | None = None) -> np.ndarray:
     """The adapter [A] that alignment settles on over frames uint8 [N, H, W, 3] of a place."""
-    strategy, shifted = create_strategy("align", bundle), Drift(1.0, {}, "shifted", 1)
+    strategy, shifted = create_strategy("align", bundle), Drift(1.0, "shifted", 1)
     adapter = identity_adapter(bundle.manifest)
     engine = open_engine(bundle, "onnxruntime", "fp32", threads)
     for image in (image for _ in range(_ALIGNING_PASSES) for image in frames):

@@ -14,8 +14,8 @@ from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.perception import Perception
 
-SHIFTED = Drift(1.0, {}, "shifted", 1)
-NORMAL = Drift(0.0, {}, "normal", 1)
+SHIFTED = Drift(1.0, "shifted", 1)
+NORMAL = Drift(0.0, "normal", 1)
 
 
 def dimmed(frame: Frame, gains: tuple[float, float, float]) -> Frame:

@@ -26,8 +26,8 @@ from edge_runtime.errors import BundleError, InputError
 from edge_runtime.frames import Frame, Result
 from edge_runtime.perception import Perception
 
-SHIFTED = Drift(1.0, {}, "shifted", 1)
-NORMAL = Drift(0.0, {}, "normal", 1)
+SHIFTED = Drift(1.0, "shifted", 1)
+NORMAL = Drift(0.0, "normal", 1)
 TOP = 9  # of the descriptor, log quantile of the first channel's median: 3 * 7 + 3 * 3
 
 

@@ -18,7 +18,7 @@ from edge_runtime.frames import Frame, Result
 from edge_runtime.perception import Perception
 
 LIGHT = np.array([1.0, 0.6, 0.35])
-NORMAL = Drift(0.0, {}, "normal", 1)
+NORMAL = Drift(0.0, "normal", 1)
 
 
 class Bench:

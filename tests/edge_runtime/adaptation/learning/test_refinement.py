@@ -21,7 +21,7 @@ from edge_runtime.frames import Frame
 from edge_runtime.perception import Perception
 from edge_runtime.prediction import open_frames
 
-SHIFTED = Drift(1.0, {}, "shifted", 1)
+SHIFTED = Drift(1.0, "shifted", 1)
 FRAMES = 6
 QUICK = {"rotta": {"capacity": 3}}  # learns once its memory is full
 ALIGNED = {"align+ssl", "align+rehearsal"}
@@ -126,7 +126,7 @@ def test_ssl_does_nothing_while_nothing_is_shifted(
 ) -> None:
     strategy = create_strategy("align+ssl", student_bundle)
     result = Perception(student_bundle)(frames[0])
-    assert strategy.observe(frames[0], result, Drift(0.0, {}, "normal", 9)) is None
+    assert strategy.observe(frames[0], result, Drift(0.0, "normal", 9)) is None
 
 
 def test_ssl_learns_apart_from_perception(student_bundle: Bundle, frames: list[Frame]) -> None:

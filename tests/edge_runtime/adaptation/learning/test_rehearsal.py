@@ -22,7 +22,7 @@ from edge_runtime.frames import Frame
 from edge_runtime.perception import Perception
 from edge_runtime.prediction import open_frames
 
-SHIFTED = Drift(1.0, {}, "shifted", 1)
+SHIFTED = Drift(1.0, "shifted", 1)
 
 
 def noisy(image: np.ndarray, seed: int, sigma: float = 40) -> np.ndarray:
