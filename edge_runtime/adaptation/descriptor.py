@@ -49,17 +49,27 @@ def describe(image: np.ndarray) -> np.ndarray:
 
 def _detail(image: np.ndarray) -> np.ndarray:
     """Logarithms of Haar detail, float32 [9 * scales]: three measures of three channels each."""
-    found, coarse = [], image.astype(np.float32)
+    found, planes = [], [plane.astype(np.float32) for plane in cv2.split(image)]
     for _ in range(_SCALES):
-        a, b = coarse[0::2, 0::2], coarse[0::2, 1::2]
-        c, d = coarse[1::2, 0::2], coarse[1::2, 1::2]
-        upper, lower = a - b, c - d
-        diagonal = np.abs(upper - lower).reshape(-1, 3)
-        across = np.abs(upper + lower).reshape(-1, 3)
-        found += [
-            np.log(diagonal.mean(0) + _LEAST),
-            2 * np.log(np.sqrt(diagonal).mean(0) + _LEAST),
-            np.log(across.mean(0) + _LEAST),
-        ]
-        coarse = (a + b + c + d) * 0.25
+        measured, planes = zip(*map(_haar, planes), strict=True)
+        diagonal, roots, across = np.array(measured, np.float32).T + _LEAST
+        found += [np.log(diagonal), 2 * np.log(roots), np.log(across)]
     return np.concatenate(found)
+
+
+def _haar(plane: np.ndarray) -> tuple[tuple[float, float, float], np.ndarray]:
+    """Means of a channel's diagonal detail, of its square root, and of horizontal detail.
+
+    Args:
+        plane: float32 [H, W].
+
+    Returns:
+        The three, and the channel at half the resolution.
+    """
+    upper, lower = plane[0::2], plane[1::2]
+    both, apart = upper + lower, upper - lower
+    left, right = both[:, 0::2], both[:, 1::2]
+    diagonal = np.abs(apart[:, 0::2] - apart[:, 1::2])
+    kinds = diagonal, cv2.sqrt(diagonal), np.abs(left - right)
+    first, second, third = (cv2.mean(kind)[0] for kind in kinds)
+    return (first, second, third), (left + right) * 0.25
