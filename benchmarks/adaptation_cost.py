@@ -7,9 +7,9 @@ Parts, each a table of its own (`--parts` picks some):
 
 * learner: what `align` adds to the whole perception call, at home and away: by adapter and
   statistics in the network, against one without them, and by the learner, on the median and on the
-  mean frame. Rounds of each alternate. A first round, in which the adapter is found, is left out;
-  what finding it took is told apart, in calls. CPU time on one thread, so that other programs of
-  the machine do not count.
+  mean frame. Rounds of each alternate, and are compared one by one: median and quartiles over the
+  rounds. A first round, in which the adapter is found, is left out; what finding it took is told
+  apart, in calls. CPU time on one thread, so that other programs of the machine do not count.
 * tail: time of perception alone while `align+ssl` learns in a process of its own, against the
   same while that process has nothing to do, in alternating rounds at `--rate` frames a second.
 * memory: most resident memory of a process that runs perception and a strategy on `--frames`
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", default="learner,tail,memory")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--every", type=int, default=3, help="see `Learner`; of the part learner")
+    parser.add_argument("--every", type=int, default=4, help="see `Learner`; of the part learner")
     parser.add_argument("--rate", type=float, default=10, help="frames a second of the part tail")
     parser.add_argument("--duty", type=float, default=0.2, help="of the process that refines")
     parser.add_argument("--strategies", help="of the part memory; all by default")
@@ -126,31 +126,39 @@ def learner(args: argparse.Namespace) -> dict[str, Any]:
     perception = Perception(bundle, "onnxruntime", "fp32", threads=1)
     with tempfile.TemporaryDirectory() as folder:
         bare = Perception(bundle, engine=Bare(bundle, Path(folder)))
-    adds = ("network", "learner", "both", "both, mean")
+    adds = ("network", "learner", "both", "quartiles", "both, mean", "quartiles")
     table = Table("where", "without ms", *adds, "found in calls", title="`align` adds")
     figures: dict[str, Any] = {}
     for where, shift in (("home", None), ("away", SHIFT)):
         frames = images_of(args, shift)
         stream = adapting(perception, learner_for(perception, "align", every=args.every))
-        taken: dict[str, list[float]] = {"bare": [], "alone": [], "both": []}
         calls = {"bare": bare, "alone": perception, "both": stream}
-        for _ in range(args.rounds + 1):
-            for name, call in calls.items():
-                taken[name] += [timed(lambda f=frame, c=call: c(f)) for frame in frames]
-        first, later = slice(len(frames)), slice(len(frames), None)
-        median = {name: float(np.median(times[later])) for name, times in taken.items()}
-        mean = {name: float(np.mean(times[later])) for name, times in taken.items()}
-        finding = (np.mean(taken["both"][first]) - mean["both"]) * len(frames)
+        taken: dict[str, list[list[float]]] = {name: [] for name in calls}
+        for turn in range(args.rounds + 1):
+            for name in np.roll(list(calls), turn):  # whatever a program leaves behind evens out
+                taken[name].append([timed(lambda f=frame, c=calls[name]: c(f)) for frame in frames])
+        first = float(np.sum(taken["both"][0]))
+        later = {name: np.array(rounds[1:]) for name, rounds in taken.items()}
+        median = {name: np.median(times, axis=1) for name, times in later.items()}
+        mean = {name: times.mean(axis=1) for name, times in later.items()}
+        # Round by round, so that a machine that is slower for a while is so on both sides.
         row = {
             "network": mean["alone"] / mean["bare"] - 1,
             "learner": (mean["both"] - mean["alone"]) / mean["bare"],
             "both": median["both"] / median["bare"] - 1,
             "both_mean": mean["both"] / mean["bare"] - 1,
         }
-        found = float(finding / mean["alone"])
-        figures[where] = {"without_ms": mean["bare"], "calls_to_find": found, **row}
-        told = (f"{value:.1%}" for value in row.values())
-        table.add_row(where, f"{mean['bare']:.2f}", *told, f"{found:.1f}")
+        without = float(np.median(mean["bare"]))
+        usual = float(np.median(mean["both"])) * len(frames)
+        found = (first - usual) / float(np.median(mean["alone"]))
+        quartiles = {name: np.percentile(added, [25, 50, 75]) for name, added in row.items()}
+        kept = {name: list(map(float, values)) for name, values in quartiles.items()}
+        figures[where] = {"without_ms": without, "calls_to_find": found, **kept}
+        told = [f"{quartiles[name][1]:.1%}" for name in ("network", "learner")]
+        for name in ("both", "both_mean"):
+            low, middle, high = quartiles[name]
+            told += [f"{middle:.1%}", f"{low:.1%} to {high:.1%}"]
+        table.add_row(where, f"{without:.2f}", *told, f"{found:.1f}")
         perception.adapter = identity_adapter(perception.manifest)
     console.print(table)
     return figures

@@ -16,6 +16,7 @@ from onnxruntime.quantization import quant_pre_process
 from edge_runtime.errors import InputError
 
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_SCALING = ("BatchNormalization", "Mul")  # by an adapter; the latter in older bundles
 QUANTISED = ("Conv", "MatMul", "Gemm", "Add")
 
 
@@ -139,7 +140,7 @@ def ahead_of_adapter(model: ModelProto, points: int = 2) -> frozenset[str]:
     scaled = [
         [name for name in node.input if name in maps]
         for node in model.graph.node
-        if node.op_type == "Mul" and vectors.intersection(node.input)
+        if node.op_type in _SCALING and vectors.intersection(node.input)
     ]
     behind = _upstream(model, [name for inputs in scaled[:points][-1:] for name in inputs])
     return frozenset(n.name for n in model.graph.node if n.output[0] in behind)

@@ -44,14 +44,21 @@ class _AdapterPoint:
         if self.feed.collect:
             self.feed.samples.append(self._sample(output))
         if self.feed.scale_shift:
-            scale, shift = self.feed.scale_shift[self.index]
-            output = output * scale + shift
+            output = _adapted(output, *self.feed.scale_shift[self.index])
         return output
 
     def _sample(self, output: Tensor) -> Tensor:
         step = max(1, _STATISTICS_STRIDE // self.stride)
         # As a pooling of single cells, sampling keeps ONNX Runtime's blocked layout; slices end it.
         return F.max_pool2d(output, 1, step) if step > 1 else output
+
+
+def _adapted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Features [B, C, H, W], scaled and shifted by [C], or each image by its own [B, C, 1, 1]."""
+    if scale.dim() > 1:
+        return x * scale + shift
+    # As the batch norm of what has mean 0 and variance 1 it is one pass in ONNX Runtime, not two.
+    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
 
 
 class Trunk(nn.Module):
@@ -141,7 +148,8 @@ class Trunk(nn.Module):
         feed.collect = statistics
         if adapter is not None:
             sizes = [p.channels for p in self.points for _ in range(2)]
-            parts = torch.split(adapter.view(-1, self.adapter_size, 1, 1), sizes, dim=1)
+            each = adapter if adapter.dim() == 1 else adapter[..., None, None]
+            parts = torch.split(each, sizes, dim=min(1, adapter.dim() - 1))
             feed.scale_shift = list(zip(parts[::2], parts[1::2], strict=True))
         try:
             features = self.body(x)

@@ -15,6 +15,7 @@ import numpy as np
 from edge_runtime.adaptation.divergence import divergence
 from edge_runtime.adaptation.home import Home
 from edge_runtime.adaptation.reference import Reference
+from edge_runtime.adaptation.source import pooled
 from edge_runtime.errors import InputError
 from edge_runtime.frames import Frame, Result
 
@@ -151,13 +152,10 @@ def distance_from(reference: Reference, statistics: np.ndarray) -> float:
     The first point is left out, since no adapter changes what enters it; where there is no other,
     it is all there is.
     """
-    means, variances = reference.split(statistics)
-    pooled = means.mean(0), variances.mean(0) + means.var(0)
+    mean, var = pooled(*reference.split(statistics))
     start = reference.first.stop if len(reference.points) > 1 else 0
     parts = [part for part in reference.slices.values() if part.start >= start]
-    each = [
-        divergence(pooled[0][p], pooled[1][p], reference.mean[p], reference.var[p]) for p in parts
-    ]
+    each = [divergence(mean[p], var[p], reference.mean[p], reference.var[p]) for p in parts]
     return float(np.concatenate(each).mean())
 
 

@@ -109,6 +109,7 @@ class Guard:
         self.canary = canary
         self.frozen: str | None = None
         self.frames = 0
+        self._wide = self.options.limits.loosened(self.options.watch_factor)
         self._identity = identity_adapter(bundle.manifest)
         self._kept: deque[_Promoted] = deque(maxlen=self.options.keep)
         self._window: deque[Evidence] = deque(maxlen=self.options.window)
@@ -236,8 +237,8 @@ class Guard:
         now, used = self.outcome(self.adapter, list(self._window)), self._kept[-1]
         if used.outcome is None:
             self._kept[-1] = used = _Promoted(used.adapter, now)
-        wide = self.options.limits.loosened(self.options.watch_factor)
-        reasons = [said for check in CHECKS if (said := check(now, used.outcome or now, wide))]
+        before = used.outcome or now
+        reasons = [said for check in CHECKS if (said := check(now, before, self._wide))]
         if unadapted is not None:
             limits = self.options.limits
             reasons += [

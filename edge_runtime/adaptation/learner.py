@@ -86,7 +86,7 @@ class Learner:
         probe: Probe | None = None,
         threshold: float | None = None,
         frames: FrameMemory | None = None,
-        every: int = 3,
+        every: int = 4,
         **options: Any,
     ) -> None:
         if mode not in MODES:
