@@ -78,6 +78,35 @@ def test_the_adapter_acts_and_the_first_points_statistics_do_not_depend_on_it():
     assert not torch.allclose(before[-1][2 * first :], after[-1][2 * first :])
 
 
+def test_one_adapter_for_all_images_does_what_each_ones_own_does():
+    student = Student("mobilenetv4_conv_small", CLASSES).eval()
+    images = torch.randint(0, 256, (2, *SIZE, 3), dtype=torch.uint8)
+    one = identity(student) + 0.2 * torch.randn(student.trunk.adapter_size)
+    one.requires_grad_(True)
+    each = one.detach().repeat(2, 1).requires_grad_(True)
+    alike, own = student.trunk(images, one)[0], student.trunk(images, each)[0]
+    for a, b in zip(alike, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.stack([f.square().mean() for f in alike]).sum().backward()
+    torch.stack([f.square().mean() for f in own]).sum().backward()
+    torch.testing.assert_close(one.grad, each.grad.sum(0), rtol=1e-3, atol=1e-5)
+
+
+def test_an_exported_adapter_is_one_operation_a_point_and_agrees_with_torch(tmp_path):
+    torch.manual_seed(0)
+    student = Student("tf_efficientnet_lite0", CLASSES).eval()
+    network = write_onnx(student, SIZE, tmp_path / "model.onnx", top_k=20)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds.count("BatchNormalization") == len(student.spec.adapter)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    image = torch.randint(0, 256, (1, *SIZE, 3), dtype=torch.uint8)
+    adapter = identity(student) + 0.2 * torch.randn(student.trunk.adapter_size)
+    given = {"image": image.numpy(), "adapter": adapter.numpy()}
+    with torch.no_grad():
+        expected = network(image, adapter)[-1].numpy()
+    np.testing.assert_allclose(session.run(["statistics"], given)[0], expected, 1e-3, 1e-4)
+
+
 def test_statistics_are_mean_and_variance_of_the_first_level():
     student = Student("resnet18", CLASSES).eval()
     image = torch.randint(0, 256, (1, *SIZE, 3), dtype=torch.uint8)
