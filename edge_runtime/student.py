@@ -54,9 +54,9 @@ class _AdapterPoint:
 
 
 def _adapted(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Features [B, C, H, W], scaled and shifted by [C], or each image by its own [B, C, 1, 1]."""
-    if scale.dim() > 1:
-        return x * scale + shift
+    """Features [B, C, H, W], scaled and shifted by [C], or each image by its own [B, C]."""
+    if scale.dim() > 1 or scale.dtype != x.dtype:
+        return x * scale[..., None, None] + shift[..., None, None]
     # As the batch norm of what has mean 0 and variance 1 it is one pass in ONNX Runtime, not two.
     return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
 
@@ -148,8 +148,7 @@ class Trunk(nn.Module):
         feed.collect = statistics
         if adapter is not None:
             sizes = [p.channels for p in self.points for _ in range(2)]
-            each = adapter if adapter.dim() == 1 else adapter[..., None, None]
-            parts = torch.split(each, sizes, dim=min(1, adapter.dim() - 1))
+            parts = torch.split(adapter, sizes, dim=-1)
             feed.scale_shift = list(zip(parts[::2], parts[1::2], strict=True))
         try:
             features = self.body(x)
